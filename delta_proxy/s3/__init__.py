@@ -1,0 +1,1 @@
+"""The S3 protocol as pure values and functions: no Twisted, no I/O."""

@@ -1,0 +1,1 @@
+"""The real S3 behind the proxy."""
