@@ -47,7 +47,7 @@ _MAX_PRECISION = 38
 
 @attrs.frozen
 class ColumnType:
-    """A column's Delta type. `precision` and `scale` are a decimal's, else 0; `text` is as the schema has it."""
+    """A column's Delta type. `precision` and `scale` are a decimal's, else 0; `text` is the schema's own."""
 
     kind: Kind
     precision: int = 0
@@ -71,6 +71,11 @@ class ColumnType:
     def is_known(self) -> bool:
         """Whether values of this type can be compared at all."""
         return self.kind is not Kind.UNKNOWN
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether numbers of a policy may be written as JSON numbers."""
+        return self.kind in _INTEGER_BITS or self.kind in {Kind.DECIMAL, Kind.FLOAT, Kind.DOUBLE}
 
     @property
     def is_temporal(self) -> bool:
@@ -134,11 +139,11 @@ _MAX_INTEGER_DIGITS = 20
 def parse_value(column_type: ColumnType, raw: str) -> Value:
     """The value that a raw partition string stands for, comparable with every other value of the same type.
 
-    Strings order by code point, which is the order of their UTF-8 bytes. Timestamps become aware datetimes in
-    UTC and timestamp_ntz naive ones. NaN is always the one object `math.nan`, so that it equals itself in a set
-    and is never inside a range. Binary values stay the escaped text of the log. Raises ValueError for null (the
-    empty string), a spelling that is not of the type, a number out of its range, and any value of an UNKNOWN
-    type.
+    Strings order by code point, which is the order of their UTF-8 bytes. Timestamps become aware datetimes
+    in UTC and timestamp_ntz naive ones. NaN is always the one object `math.nan`, so that it equals itself in
+    a set and is never inside a range. Binary values stay the escaped text of the log. Raises ValueError for
+    null (the empty string), a spelling that is not of the type, a number out of its range, and any value of
+    an UNKNOWN type.
     """
     if raw == "":
         raise ValueError("the empty string is null, not a value")

@@ -23,7 +23,7 @@ class AddressingStyle(Enum):
 
 @attrs.frozen
 class StoreConfig:
-    """An S3-compatible store. `endpoint` None is AWS; `region` and `profile` None leave it to botocore's chain."""
+    """An S3-compatible store; endpoint None is AWS, region and profile None are left to botocore's chain."""
 
     endpoint: str | None = None
     region: str | None = None
