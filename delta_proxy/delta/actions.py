@@ -1,18 +1,19 @@
 """The few actions of a Delta log that the proxy understands, parsed strictly.
 
-Shapes as in the Delta protocol, "Actions". Everything that decides what a file is must be understood: what is not
-raises LogError, and the table stays closed to restricted principals. Actions that name no file are passed over.
+Shapes as in the Delta protocol, "Actions". Everything that decides what a file is must be understood: what is
+not raises LogError, and the table stays closed to restricted principals. Actions that name no file are passed
+over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import attrs
 import orjson
 
-from ..access.partitions import Column, ColumnType
+from delta_proxy.access.partitions import Column, ColumnType
 
 
 class LogError(Exception):
@@ -123,7 +124,9 @@ class TableMetadata:
 
     @property
     def unknown_features(self) -> frozenset[str]:
-        """What the proxy does not know of the reader protocol. The table is closed to restricted principals."""
+        """What the proxy does not know of the reader protocol. The table is closed to restricted
+        principals.
+        """
         unknown = self.reader_features - KNOWN_READER_FEATURES
         if self.min_reader > _NEWEST_READER:
             return unknown | {f"minReaderVersion {self.min_reader}"}
@@ -280,7 +283,7 @@ def _column(name: str, fields: dict[str, dict[str, Any]], mapped: bool) -> Colum
     return Column(name, physical, ColumnType.parse(field.get("type")))
 
 
-_PARSERS: Final = {
+_PARSERS: Final[Mapping[str, Callable[[object], Action]]] = {
     "add": _add,
     "remove": _remove,
     "cdc": _cdc,

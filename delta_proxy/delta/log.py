@@ -1,7 +1,7 @@
 """Which files of a Delta log make up its newest version, and which older ones still exist.
 
-Rules of the Delta protocol, "Checkpoints" and "Action Reconciliation": the newest complete checkpoint and every
-commit after it, without a hole.
+Rules of the Delta protocol, "Checkpoints" and "Action Reconciliation": the newest complete checkpoint and
+every commit after it, without a hole.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class LogSegment:
 
 @attrs.frozen
 class History:
-    """What remains of the log at and before a segment's checkpoint: what old versions are read from, oldest first."""
+    """What remains of the log at and before a segment's checkpoint: what old versions are read from, oldest
+    first.
+    """
 
     checkpoints: tuple[Checkpoint, ...]
     commits: tuple[LogFile, ...]
@@ -47,7 +49,8 @@ class History:
 def select_segment(names: Iterable[str]) -> LogSegment:
     """The newest version among the files of a log; `names` are relative to `_delta_log/`, in any order.
 
-    Raises NotATable when there is no commit and no complete checkpoint, and LogError when a commit is missing.
+    Raises NotATable when there is no commit and no complete checkpoint, and LogError when a commit is
+    missing.
     """
     files = [classify_log_name(name) for name in names]
     commits = _commits(files)
@@ -70,8 +73,8 @@ def require_dense(commits: Iterable[LogFile], first: int) -> None:
 def select_history(names: Iterable[str], segment: LogSegment) -> History:
     """What must still be read to know every value that the remaining log gives a file.
 
-    That is every commit up to the segment's checkpoint, and for each run of missing commits the complete checkpoints
-    within it and the first one that covers it: every other checkpoint follows from these.
+    That is every commit up to the segment's checkpoint, and for each run of missing commits the complete
+    checkpoints within it and the first one that covers it: every other checkpoint follows from these.
     """
     if segment.checkpoint is None:
         return History((), ())

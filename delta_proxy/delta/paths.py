@@ -1,7 +1,9 @@
-"""What the paths of a Delta log mean: `add.path` to a path relative to the table root, and the names of log files.
+"""What the paths of a Delta log mean: `add.path` to a path relative to the table root, and the names of log
+files.
 
-Rules of the Delta protocol, "Add File and Remove File", "Deletion Vector Descriptor Schema" and "File Types". The
-result is the key below the table root as the store knows it, and is the one value that is both authorised and sent.
+Rules of the Delta protocol, "Add File and Remove File", "Deletion Vector Descriptor Schema" and "File Types".
+The result is the key below the table root as the store knows it, and is the one value that is both authorised
+and sent.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ _STORE_SCHEMES: Final = frozenset({"s3", "s3a", "s3n"})
 def object_path(add_path: str, root: TableRoot) -> str:
     """The path, relative to the table root, of the object that a log entry names.
 
-    `add_path` is an RFC 2396 URI reference: it is percent-decoded exactly once, `.` and `..` segments are resolved,
-    and an absolute s3, s3a or s3n URI (or an absolute path, which is in the table's bucket) is made relative.
-    A `%` that starts no escape stands for itself, as in delta-rs. Raises OutsideTable for everything that is not
-    below the root, for other schemes and for paths that are not UTF-8.
+    `add_path` is an RFC 2396 URI reference: it is percent-decoded exactly once, `.` and `..` segments are
+    resolved, and an absolute s3, s3a or s3n URI (or an absolute path, which is in the table's bucket) is made
+    relative. A `%` that starts no escape stands for itself, as in delta-rs. Raises OutsideTable for
+    everything that is not below the root, for other schemes and for paths that are not UTF-8.
     """
     match = _SCHEME.match(add_path)
     if match is not None:
@@ -125,9 +127,9 @@ def decode_z85(text: str) -> bytes:
 def deletion_vector_path(storage: str, value: str, root: TableRoot) -> str | None:
     """The path, relative to the table root, of the file a deletion vector descriptor names; None when inline.
 
-    `storage` is storageType and `value` pathOrInlineDv. 'u': the last 20 characters are the Z85 of a UUID and what is
-    before them a directory below the root; 'p': an absolute URI; 'i': the vector itself. Raises OutsideTable for
-    anything else and for a file that is not below the root.
+    `storage` is storageType and `value` pathOrInlineDv. 'u': the last 20 characters are the Z85 of a UUID and
+    what is before them a directory below the root; 'p': an absolute URI; 'i': the vector itself. Raises
+    OutsideTable for anything else and for a file that is not below the root.
     """
     if storage == "i":
         return None
@@ -164,8 +166,8 @@ class LogKind(Enum):
 class LogFile:
     """A file of the log. `name` is relative to `_delta_log/`.
 
-    `part` and `parts` number a CHECKPOINT_PART from 1; `uuid` names a CHECKPOINT_V2; `last` is the last version of
-    COMPACTED commits.
+    `part` and `parts` number a CHECKPOINT_PART from 1; `uuid` names a CHECKPOINT_V2; `last` is the last
+    version of COMPACTED commits.
     """
 
     name: str

@@ -73,7 +73,9 @@ class LogSource(Protocol):
 
 @attrs.frozen
 class TableSource:
-    """A table as the cache knows it. `identity` names the store and the place: an index of another is not used."""
+    """A table as the cache knows it. `identity` names the store and the place: an index of another is not
+    used.
+    """
 
     identity: str
     root: TableRoot
