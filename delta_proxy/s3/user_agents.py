@@ -38,9 +38,9 @@ _DROPS_TOKEN: Final = ("aws-sdk-go-v2/", "rclone/")
 class RedirectRule:
     """How to answer a GET of a client.
 
-    `follows`: a 307 may be sent. `resends_token`: the client repeats its x-amz-security-token to the new host,
-    so that the header belongs in SignedHeaders; the others drop it, and no store could verify a signature over
-    it.
+    `follows`: a 307 may be sent. `resends_token`: the client repeats its x-amz-security-token to the new
+    host, so that the header belongs in SignedHeaders; the others drop it, and no store could verify a
+    signature over it.
     """
 
     follows: bool
