@@ -1,0 +1,90 @@
+"""The HTTP client side of the proxy: a pool of kept connections whose requests can be aborted at once."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS
+from zope.interface import implementer
+
+from delta_proxy.upstream.retry import Timeouts
+
+# Below the 60 s after which stores and load balancers drop an idle connection.
+_KEEP_SECONDS = 55
+
+
+class _AbortingTransport(ProtocolWrapper):
+    """A transport that is aborted when its producer side is stopped.
+
+    A response body reaches its transport only through pause, resume, stop and loseConnection. The last one
+    waits on TLS for the peer's close_notify, which a paused connection never reads; so stopping means to
+    abort.
+    """
+
+    def stopProducing(self) -> None:  # noqa: N802
+        self.abortConnection()
+
+
+class _AbortingFactory(WrappingFactory):
+    protocol = _AbortingTransport
+    noisy = False
+
+
+def _unwrapped(wrapper: IProtocol) -> IProtocol:
+    return cast(ProtocolWrapper, wrapper).wrappedProtocol
+
+
+@implementer(IStreamClientEndpoint)
+class _AbortingEndpoint:
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
+        connected = self._endpoint.connect(_AbortingFactory(protocolFactory))  # type: ignore[no-untyped-call]
+        return connected.addCallback(_unwrapped)
+
+
+@implementer(IAgentEndpointFactory)
+class _Endpoints:
+    def __init__(self, reactor: object, policy: IPolicyForHTTPS, connect_timeout: float) -> None:
+        self._reactor = reactor
+        self._policy = policy
+        self._timeout = connect_timeout
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+            self._reactor, uri.host, uri.port, timeout=self._timeout
+        )
+        if uri.scheme == b"https":
+            endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
+        return _AbortingEndpoint(endpoint)
+
+
+def make_pool(reactor: object, *, connections: int = 256) -> HTTPConnectionPool:
+    """A pool that keeps up to `connections` idle connections a host. Retries are the caller's, not the
+    pool's.
+    """
+    pool = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
+    pool.maxPersistentPerHost = connections
+    pool.cachedConnectionTimeout = _KEEP_SECONDS
+    pool.retryAutomatically = False
+    return pool
+
+
+def make_agent(
+    reactor: object,
+    pool: HTTPConnectionPool,
+    *,
+    timeouts: Timeouts | None = None,
+    policy: IPolicyForHTTPS | None = None,
+) -> IAgent:
+    """An agent over that pool; TLS by the platform's trust roots unless a policy is given."""
+    trust = policy or BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
+    endpoints = _Endpoints(reactor, trust, (timeouts or Timeouts()).connect)
+    agent: IAgent = Agent.usingEndpointFactory(reactor, endpoints, pool)  # type: ignore[no-untyped-call]
+    return agent

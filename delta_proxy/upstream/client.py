@@ -1,0 +1,586 @@
+"""The store as one table sees it: every path is relative to the table's root, so what was authorised is
+what is asked.
+
+A request is signed with SigV4, sent, and repeated while that is safe: only reads, and only before the first
+byte of the answer has been passed on. What the store says of a failure goes to the log; the client gets
+S3's code and nothing of the store.
+
+Sources: "Error responses" and "ListObjectsV2" in the Amazon S3 API reference; "Making requests" there for
+region redirects.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import attrs
+from attrs import frozen
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web._newclient import RequestNotSent
+from twisted.web.client import RequestTransmissionFailed, ResponseFailed
+from twisted.web.http_headers import Headers as WireHeaders
+from twisted.web.iweb import IAgent, IResponse
+
+from delta_proxy.s3 import sigv4, xml
+from delta_proxy.s3.errors import (
+    AccessDenied,
+    InternalError,
+    InvalidRange,
+    InvalidRequest,
+    NoSuchKey,
+    NotImplementedByProxy,
+    NotModified,
+    PreconditionFailed,
+    S3Error,
+    ServiceUnavailable,
+)
+from delta_proxy.s3.headers import Headers
+from delta_proxy.upstream.credentials import CredentialSource
+from delta_proxy.upstream.origin import DEFAULT_REGION, Address, Origin, address, is_region
+from delta_proxy.upstream.relay import BodyCut, Span, UpstreamObserver, UpstreamResponse, drop
+from delta_proxy.upstream.retry import (
+    RETRYABLE_STATUSES,
+    Pacing,
+    RetryBudget,
+    RetryPolicy,
+    Timeouts,
+    TookTooLong,
+    bounded,
+    parse_retry_after,
+)
+from delta_proxy.upstream.slots import Slots
+from delta_proxy.upstream.spool import DeferToPool, FileSpool, MemorySpool, TooLarge
+from delta_proxy.upstream.stores import TableLocation
+
+Pairs = tuple[tuple[str, str], ...]
+
+# A page of 1000 keys of 1024 escaped bytes is about 4 MB.
+_MAX_LISTING = 16 * 1024 * 1024
+_MAX_ERROR_DOCUMENT = 64 * 1024
+# S3 refuses requests that are off by 15 minutes; a smaller difference is not what made it refuse.
+_SKEW_THAT_MATTERS = 300.0
+_USER_AGENT = "delta-s3-proxy"
+# Set here and by the HTTP client, never by the caller.
+_OWN_HEADERS = frozenset(
+    {
+        *("accept-encoding", "authorization", "connection", "content-length", "cookie", "host", "keep-alive"),
+        *("proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"),
+    }
+)
+_CONDITIONS = frozenset(
+    {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+)
+_NOT_MODIFIED_HEADERS = frozenset({"cache-control", "etag", "expires", "last-modified"})
+_LOST = (
+    ConnectError,
+    ConnectionClosed,
+    DNSLookupError,
+    RequestNotSent,
+    RequestTransmissionFailed,
+    ResponseFailed,
+    TookTooLong,
+)
+_REFUSED = "the store refused the proxy's credentials"
+
+_log = Logger()
+
+
+@frozen
+class ListedObject:
+    """An object in a listing: path relative to the table root, size in bytes, quoted ETag, ISO 8601 time."""
+
+    path: str
+    size: int
+    etag: str
+    last_modified: str
+    storage_class: str
+
+
+@frozen
+class ListPage:
+    """A page of a listing, sorted. `token` continues a truncated one."""
+
+    objects: tuple[ListedObject, ...]
+    prefixes: tuple[str, ...]
+    truncated: bool
+    token: str | None = None
+
+
+@frozen
+class SmallObject:
+    """A whole object, its quoted ETag and its Last-Modified as the store wrote it."""
+
+    body: bytes
+    etag: str
+    last_modified: str
+
+
+@frozen
+class Downloaded:
+    """The size in bytes and the quoted ETag of an object that is now a file."""
+
+    size: int
+    etag: str
+
+
+@frozen
+class _Request:
+    operation: str
+    method: str
+    key: str | None
+    query: Pairs = ()
+    headers: Pairs = ()
+    # A small answer that is parsed here goes by treq; object bytes go by Agent directly, treq would decode
+    # gzip.
+    control: bool = False
+
+
+@frozen
+class _Refusal:
+    """An attempt that brought no body: the error to raise and what repeating it needs to know."""
+
+    error: S3Error
+    retryable: bool
+    status: int | None = None
+    code: str = ""
+    region: str | None = None
+    date: datetime | None = None
+    retry_after: float | None = None
+
+
+class _Host:
+    """What the requests to one host share."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.budget = RetryBudget()
+
+
+class Upstream:
+    """The way to all stores. Agent, clock, thread pool, chance (numbers in [0, 1)) and observer are given.
+
+    `in_flight` requests go to one host at a time, `queue` more wait for a place; the next is told to slow
+    down.
+    """
+
+    def __init__(
+        self,
+        agent: IAgent,
+        clock: IReactorTime,
+        defer_to_pool: DeferToPool,
+        random: Callable[[], float],
+        observer: UpstreamObserver,
+        *,
+        timeouts: Timeouts | None = None,
+        policy: RetryPolicy | None = None,
+        in_flight: int = 256,
+        queue: int = 1024,
+    ) -> None:
+        self.agent = agent
+        self.pacing = Pacing(clock, random, timeouts or Timeouts(), policy or RetryPolicy())
+        self.defer_to_pool = defer_to_pool
+        self.observer = observer
+        self.keys = sigv4.SigningKeys()
+        # No cookie of a store is ever sent back.
+        jar = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+        self.control = HTTPClient(agent, cookiejar=jar)
+        self._in_flight = in_flight
+        self._queue = queue
+        self._hosts: dict[str, _Host] = {}
+
+    def table(self, location: TableLocation, credentials: CredentialSource) -> TableClient:
+        """A client for one table. Raises ValueError for an endpoint or region that cannot be one."""
+        region = location.store.region
+        if region is not None and not is_region(region):
+            raise ValueError(f'"{region}" is not a region')
+        return TableClient(
+            self, location, credentials, self._host(Origin.of(location.store, region or "").host)
+        )
+
+    def _host(self, name: str) -> _Host:
+        host = self._hosts.get(name)
+        if host is None:
+            clock, seconds = self.pacing.clock, self.pacing.timeouts.queue
+            slots = Slots(clock, limit=self._in_flight, queue=self._queue, seconds=seconds)
+            host = self._hosts[name] = _Host(slots)
+        return host
+
+
+class TableClient:
+    """One table in its store, read with one set of credentials. Every method takes paths relative to the
+    table root.
+
+    Errors are S3Error: NoSuchKey, PreconditionFailed, NotModified, InvalidRange as the store has them,
+    AccessDenied when it refuses the proxy, SlowDown when too many requests are in flight,
+    ServiceUnavailable when it does not answer.
+    """
+
+    def __init__(
+        self, upstream: Upstream, location: TableLocation, credentials: CredentialSource, host: _Host
+    ) -> None:
+        self.location = location
+        self._upstream = upstream
+        self._pacing = upstream.pacing
+        self._credentials = credentials
+        self._host = host
+        self._region = location.store.region
+        self._skew = 0.0
+
+    async def list(
+        self,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        start_after: str = "",
+        max_keys: int = 1000,
+        token: str = "",
+    ) -> ListPage:
+        """A page of the objects below a prefix, by ListObjectsV2.
+
+        `prefix` and `start_after` are relative to the table root; `token` is that of the page before.
+        Directory markers are objects like others.
+        """
+        query = self._list_query(prefix, delimiter, start_after, max_keys, token)
+        request = _Request("ListObjectsV2", "GET", None, query=query, control=True)
+        response = await self._open(request)
+        body = await self._body(response, _MAX_LISTING)
+        try:
+            page = xml.parse_list_result(body)
+        except xml.MalformedDocument as error:
+            _log.error("{uri}: not a listing: {reason}", uri=self.location.uri, reason=str(error))
+            raise InternalError() from None
+        return self._list_page(page)
+
+    async def read(self, path: str, *, limit: int) -> SmallObject:
+        """An object of at most `limit` bytes, in memory. Raises InternalError when it is larger."""
+        response = await self.open("GET", path)
+        body = await self._body(response, limit)
+        headers = response.headers
+        return SmallObject(body, headers.get("etag") or "", headers.get("last-modified") or "")
+
+    async def download(self, path: str, into: pathlib.Path) -> Downloaded:
+        """An object as a file, which appears only when it is complete. Its folder must exist.
+
+        Raises InternalError when the disk does not take it, ServiceUnavailable when the body cannot be had
+        whole.
+        """
+        response = await self.open("GET", path)
+        spool = FileSpool(into, self._upstream.defer_to_pool)
+        try:
+            await spool.open()
+            size = await response.send_body(spool)
+            await spool.commit()
+        except BodyCut as cut:
+            self._log_failure(path, cut)
+            raise ServiceUnavailable() from None
+        except OSError as error:
+            self._log_failure(path, error)
+            raise InternalError() from None
+        finally:
+            response.discard()
+            await spool.rollback()
+        return Downloaded(size, response.headers.get("etag") or "")
+
+    async def open(
+        self, method: str, path: str, *, headers: Pairs = (), query: Pairs = ()
+    ) -> UpstreamResponse:
+        """GET or HEAD an object; the answer's body is not read yet.
+
+        `headers` are the client's to pass on (Range, conditions, x-amz-*); those that belong to the
+        connection or to the signature are left out. The caller must take the body with `send_body` or give
+        it up with `discard`.
+        """
+        if method not in {"GET", "HEAD"}:
+            raise ValueError(f"{method} is not a read")
+        operation = "GetObject" if method == "GET" else "HeadObject"
+        kept = tuple((name.lower(), value) for name, value in headers if name.lower() not in _OWN_HEADERS)
+        return await self._open(_Request(operation, method, self.location.key(path), query, kept))
+
+    async def presign(self, path: str, *, headers: Pairs = (), query: Pairs = (), expires: int) -> str:
+        """An absolute URL that GETs one object for `expires` seconds; `headers` are signed besides the
+        host.
+        """
+        credentials = await self._credentials.get()
+        region = await self._signing_region()
+        at = address(self.location.store, region, self.location.bucket, self.location.key(path))
+        now, keys = self._now(), self._upstream.keys
+        signed = sigv4.presign(
+            "GET", at.host, at.raw_path, query, headers, credentials, region, now, expires, keys
+        )
+        return f"{at.url}?{signed}"
+
+    async def _open(self, request: _Request) -> UpstreamResponse:
+        slot = await self._host.slots.acquire()
+        try:
+            response = await self._exchange(request)
+        except BaseException:
+            slot.release()
+            raise
+        return UpstreamResponse(
+            response,
+            pacing=self._pacing,
+            observer=self._upstream.observer,
+            release=slot.release,
+            reopen=None if request.control else functools.partial(self._reopen, request),
+            bodiless=request.method == "HEAD",
+        )
+
+    async def _reopen(self, request: _Request, span: Span) -> IResponse:
+        kept = tuple((name, value) for name, value in request.headers if name not in _CONDITIONS)
+        wanted = (("range", f"bytes={span.first}-{span.last}"), ("if-match", span.etag))
+        return await self._exchange(attrs.evolve(request, headers=(*kept, *wanted)))
+
+    async def _body(self, response: UpstreamResponse, limit: int) -> bytes:
+        spool = MemorySpool(limit)
+        try:
+            if response.length is not None and response.length > limit:
+                raise TooLarge(f"{response.length} bytes where {limit} are the limit")
+            await response.send_body(spool)
+        except TooLarge as error:
+            self._log_failure("a small object", error)
+            raise InternalError() from None
+        except BodyCut as error:
+            self._log_failure("a small object", error)
+            raise ServiceUnavailable() from None
+        finally:
+            response.discard()
+        return spool.body
+
+    async def _exchange(self, request: _Request) -> IResponse:
+        """The store's answer to a request, repeated as the policy has it. Raises S3Error for any but a
+        2xx.
+        """
+        policy, budget = self._pacing.policy, self._host.budget
+        deadline = self._pacing.clock.seconds() + policy.give_up_after
+        learned: set[str] = set()
+        retries = 0
+        while True:
+            outcome = await self._attempt(request)
+            if not isinstance(outcome, _Refusal):
+                budget.give_back()
+                return outcome
+            if self._learn(outcome, learned):
+                continue
+            delay = self._pacing.jitter(retries, outcome.retry_after)
+            retries += 1
+            in_time = self._pacing.clock.seconds() + delay < deadline
+            if not (outcome.retryable and retries < policy.tries and in_time and budget.take()):
+                raise outcome.error
+            await self._pacing.sleep(delay)
+
+    async def _attempt(self, request: _Request) -> IResponse | _Refusal:
+        url, headers = await self._signed(request)
+        clock, timeouts = self._pacing.clock, self._pacing.timeouts
+        started = clock.seconds()
+        try:
+            sending = self._send(request, url, headers)
+            response = await bounded(sending, clock, timeouts.connect + timeouts.first_byte, drop)
+        except _LOST as error:
+            self._observe(request, type(error).__name__, started)
+            self._log_failure(request.operation, error)
+            return _Refusal(ServiceUnavailable(), retryable=True)
+        self._observe(request, str(response.code), started)
+        return response if response.code in {200, 206} else await self._refusal(request, response)
+
+    def _observe(self, request: _Request, outcome: str, started: float) -> None:
+        seconds = self._pacing.clock.seconds() - started
+        self._upstream.observer.request_finished(request.operation, outcome, seconds)
+
+    def _send(self, request: _Request, url: str, headers: WireHeaders) -> Deferred[IResponse]:
+        if not request.control:
+            return self._upstream.agent.request(request.method.encode(), url.encode("ascii"), headers, None)
+        answer: Deferred[Any] = self._upstream.control.request(
+            request.method,
+            url,
+            headers=headers,
+            allow_redirects=False,
+            unbuffered=True,
+            # Only its own time-out would need one; without it treq imports the global reactor.
+            reactor=self._pacing.clock,  # type: ignore[arg-type]
+        )
+        return answer
+
+    async def _signed(self, request: _Request) -> tuple[str, WireHeaders]:
+        credentials = await self._credentials.get()
+        region = await self._signing_region()
+        at = address(self.location.store, region, self.location.bucket, request.key)
+        signed = sigv4.sign(
+            request.method,
+            at.host,
+            at.raw_path,
+            request.query,
+            [pair for pair in request.headers if pair[0].startswith("x-amz-")],
+            sigv4.EMPTY_SHA256,
+            credentials,
+            region,
+            self._now(),
+            self._upstream.keys,
+        )
+        wire = WireHeaders({"host": [at.host], "user-agent": [_USER_AGENT]})
+        if not request.control:
+            wire.addRawHeader("accept-encoding", "identity")
+        for name, value in (*request.headers, *signed):
+            wire.addRawHeader(name.encode("latin-1"), value.encode("latin-1"))
+        return _with_query(at, request.query), wire
+
+    async def _signing_region(self) -> str:
+        if self._region is None:
+            found = await self._credentials.region()
+            self._region = found if found is not None and is_region(found) else DEFAULT_REGION
+        return self._region
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._pacing.clock.seconds() + self._skew, UTC)
+
+    def _learn(self, refusal: _Refusal, learned: set[str]) -> bool:
+        """Whether the store told something that makes the request worth repeating at once; each thing
+        once.
+        """
+        if refusal.region is not None and refusal.region != self._region and "region" not in learned:
+            learned.add("region")
+            _log.info("{uri} is in region {region}", uri=self.location.uri, region=refusal.region)
+            self._region = refusal.region
+            return True
+        if refusal.status == 403 and refusal.date is not None and "skew" not in learned:
+            off = (refusal.date - self._now()) / timedelta(seconds=1)
+            if abs(off) > _SKEW_THAT_MATTERS and refusal.code in {"", "RequestTimeTooSkewed"}:
+                learned.add("skew")
+                _log.warn("{uri}: the store's clock is {off:.0f} s ahead", uri=self.location.uri, off=off)
+                self._skew += off
+                return True
+        return False
+
+    async def _refusal(self, request: _Request, response: IResponse) -> _Refusal:
+        answer = UpstreamResponse(
+            response,
+            pacing=self._pacing,
+            observer=self._upstream.observer,
+            release=_nothing,
+            bodiless=request.method == "HEAD",
+        )
+        code, message, region = _parse_error(await _error_document(answer))
+        region = answer.headers.get("x-amz-bucket-region") or region
+        _log_refusal(answer.status, self.location.uri, request, code, message)
+        return _Refusal(
+            _error_for(answer.status, answer.headers),
+            retryable=answer.status in RETRYABLE_STATUSES,
+            status=answer.status,
+            code=code,
+            region=region if answer.status in {301, 307, 400} and region and is_region(region) else None,
+            date=_http_date(answer.headers.get("date")),
+            retry_after=parse_retry_after(answer.headers.get("retry-after")),
+        )
+
+    def _list_query(self, prefix: str, delimiter: str, start_after: str, max_keys: int, token: str) -> Pairs:
+        given = {
+            "delimiter": delimiter,
+            "start-after": self.location.key(start_after) if start_after else "",
+            "continuation-token": token,
+        }
+        return (
+            ("list-type", "2"),
+            ("encoding-type", "url"),
+            ("max-keys", str(max_keys)),
+            ("prefix", self.location.key(prefix)),
+            *((name, value) for name, value in given.items() if value),
+        )
+
+    def _list_page(self, page: xml.UpstreamPage) -> ListPage:
+        objects = tuple(
+            ListedObject(self._path(o.key), o.size, o.etag, o.last_modified, o.storage_class)
+            for o in page.objects
+        )
+        return ListPage(
+            objects, tuple(self._path(prefix) for prefix in page.prefixes), page.truncated, page.next_token
+        )
+
+    def _path(self, key: str) -> str:
+        root = self.location.key("")
+        if not key.startswith(root):
+            _log.error("{uri}: the store lists {key}, which lies outside", uri=self.location.uri, key=key)
+            raise InternalError()
+        return key[len(root) :]
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        reason = _reason(error)
+        _log.warn("{uri}: {what}: {reason}", uri=self.location.uri, what=what, reason=reason)
+
+
+def _nothing() -> None:
+    """No slot to give back."""
+
+
+def _with_query(at: Address, query: Pairs) -> str:
+    return f"{at.url}?{sigv4.canonical_query(query)}" if query else at.url
+
+
+async def _error_document(answer: UpstreamResponse) -> bytes:
+    spool = MemorySpool(_MAX_ERROR_DOCUMENT)
+    try:
+        await answer.send_body(spool)
+    except (BodyCut, TooLarge):
+        return b""
+    return spool.body
+
+
+def _parse_error(body: bytes) -> tuple[str, str, str | None]:
+    """The code, message and region of an error document; empty for what is none."""
+    try:
+        error = xml.parse_error(body)
+        fields = {xml.local_name(child): child.text for child in xml.parse_document(body)}
+    except xml.MalformedDocument:
+        return "", "", None
+    return error.code, error.message, fields.get("Region")
+
+
+def _error_for(status: int, headers: Headers) -> S3Error:
+    """What the client is told when the store answers with this status."""
+    if status == 304:
+        kept = tuple((name, value) for name, value in headers.items if name in _NOT_MODIFIED_HEADERS)
+        return NotModified(headers=kept)
+    if status == 416:
+        return InvalidRange(headers=tuple(("content-range", v) for v in headers.all("content-range")))
+    if status == 403:
+        return AccessDenied(_REFUSED)
+    known: dict[int, type[S3Error]] = {404: NoSuchKey, 412: PreconditionFailed, 501: NotImplementedByProxy}
+    if status in known:
+        return known[status]()
+    return InvalidRequest() if 400 <= status < 500 and status != 429 else ServiceUnavailable()
+
+
+def _log_refusal(status: int, uri: str, request: _Request, code: str, message: str) -> None:
+    if status in {304, 412, 416} or (status == 404 and code in {"", "NoSuchKey"}):
+        return
+    _log.warn(
+        "{uri}: the store answered {operation} with {status} {code}: {text}",
+        uri=uri,
+        operation=request.operation,
+        status=status,
+        code=code,
+        text=message[:500],
+    )
+
+
+def _http_date(value: str | None) -> datetime | None:
+    try:
+        return parsedate_to_datetime(value or "").astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """The text of an error; Agent wraps the reasons it has."""
+    reasons = getattr(error, "reasons", None) or ()
+    return "; ".join((f"{type(error).__name__} {error}", *(str(reason.value) for reason in reasons)))
