@@ -1,0 +1,132 @@
+"""What the log looks like, and what must never be in it.
+
+Two nets: `redact_target` and `redact_headers` blank secrets where a request is described; `scrub` runs over
+every finished line of every observer made here, tracebacks included, and blanks what slipped through.
+"""
+
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from typing import TextIO
+from urllib.parse import unquote_to_bytes
+
+from twisted.logger import (
+    FileLogObserver,
+    ILogObserver,
+    LogEvent,
+    eventAsJSON,
+    formatEventAsClassicLogText,
+)
+from twisted.python.components import Componentized
+
+HIDDEN = "***"
+_LONGEST_TARGET = 2048
+_SECRET_PARAMETERS = frozenset(
+    {
+        b"x-amz-signature",
+        b"x-amz-credential",
+        b"x-amz-security-token",
+        b"signature",
+        b"awsaccesskeyid",
+        b"webidentitytoken",
+    }
+)
+_SECRET_HEADERS = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "x-amz-security-token",
+        "x-amz-copy-source-server-side-encryption-customer-key",
+        "x-amz-server-side-encryption-customer-key",
+    }
+)
+_UNPRINTABLE = re.compile(rb"[^!-~]")
+_USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
+_SCRUBBED = (
+    re.compile(
+        r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|Credential|AWSAccessKeyId|WebIdentityToken)=)"
+        r"[^&\s,\"'\\<>]+",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"((?:authorization|x-amz-security-token|aws_?session_?token|(?:aws_?)?secret_?(?:access_?)?key)"
+        r"\\?[\"']?\]?\s*[:=,]\s*(?:\[|\()?b?\\?[\"']?)"
+        r"(?:AWS4-HMAC-SHA256 |AWS |Bearer |Basic )?[^\s,\"'\\)\]}&]+",
+        re.IGNORECASE,
+    ),
+)
+
+
+class LogFormat(Enum):
+    """How a log line is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def redact_target(target: bytes) -> str:
+    """A request target or URL for the log: printable ASCII, values of secret parameters blanked.
+
+    Parameter names are compared as S3 reads them, decoded and without regard to case. At most 2048
+    characters.
+    """
+    path, mark, query = target.partition(b"?")
+    if mark and query:
+        query = b"&".join(_redact_parameter(part) for part in query.split(b"&"))
+    safe = _UNPRINTABLE.sub(lambda match: b"%%%02X" % match.group()[0], path + mark + query)
+    text = _USERINFO.sub(rf"\1{HIDDEN}@", safe.decode("ascii"))
+    return text if len(text) <= _LONGEST_TARGET else f"{text[:_LONGEST_TARGET]}..."
+
+
+def redact_headers(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Header fields for the log: the values of those that hold credentials blanked."""
+    return tuple((name, HIDDEN if name.lower() in _SECRET_HEADERS else scrub(value)) for name, value in pairs)
+
+
+def scrub(text: str) -> str:
+    """Text in which signatures, credentials, tokens and secret keys are blanked, wherever they stand."""
+    for pattern in _SCRUBBED:
+        text = pattern.sub(rf"\1{HIDDEN}", text)
+    return text
+
+
+def observer(style: LogFormat, out: TextIO | None = None) -> ILogObserver:
+    """An observer that writes scrubbed lines to `out`, standard output unless given."""
+    format_event = _json_line if style is LogFormat.JSON else _text_line
+    return FileLogObserver(sys.stdout if out is None else out, format_event)
+
+
+def install(application: Componentized, style: LogFormat, logfile: str | None = None) -> None:
+    """Make twistd log through `observer`.
+
+    Must run before twistd starts logging, so when the service gets its application as parent.
+
+    `logfile` is twistd's own option of that name: None, empty or "-" is standard output.
+    """
+    out: TextIO | None = None
+    if logfile and logfile != "-":
+        out = io.open(logfile, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, UP020 - lives as long as the process
+    application.setComponent(ILogObserver, observer(style, out))
+
+
+def _redact_parameter(part: bytes) -> bytes:
+    name, equals, _ = part.partition(b"=")
+    if equals and unquote_to_bytes(name).strip().lower() in _SECRET_PARAMETERS:
+        return name + equals + HIDDEN.encode("ascii")
+    return part
+
+
+def _text_line(event: LogEvent) -> str | None:
+    text = formatEventAsClassicLogText(event)
+    return None if text is None else scrub(text)
+
+
+def _json_line(event: LogEvent) -> str | None:
+    return f"{scrub(eventAsJSON(event))}\n"
