@@ -37,6 +37,10 @@ CHUNK_BYTES = 256 * 1024
 NOTHING = b'{"commitInfo":{}}'
 
 
+_NEWLINE = orjson.OPT_APPEND_NEWLINE
+_NO_ACTION: tuple[str, dict[str, Any]] = ("", {})
+
+
 class FileRole(Enum):
     """What a JSON log file is: `N.json`, or the manifest `N.checkpoint.UUID.json` of a V2 checkpoint."""
 
@@ -125,27 +129,30 @@ class _Scan:
 
 def _run(path: pathlib.Path, scanning: _Scan) -> bool:
     """Scan the file; False when it must be scanned again under the metaData that was found late."""
+    rules, fates, kept = _RULES[scanning.role], scanning.fates, 0
     with path.open("rb") as file:
-        for number, line in enumerate(_lines(file)):
-            scanning.ends_with_newline = line.endswith(b"\n")
-            text = line[:-1] if scanning.ends_with_newline else line
-            found = _action(text)
-            if found is None:
-                scanning.fates.append(_Fate.DROP)
-                continue
-            name, action = found
+        for line in _lines(file):
+            name, action = _action(line)
             if name == "metaData" and not _take_metadata(scanning, action):
                 return False
-            outcome = _RULES[scanning.role][name](scanning, action)
-            fate = _Fate.REPLACE if isinstance(outcome, bytes) else outcome
+            outcome = rules[name](scanning, action)
             if isinstance(outcome, bytes):
-                if len(outcome) > len(text):
-                    raise ViewError(f"a reduced {name} does not fit its line")
-                scanning.replacements[number] = outcome
-                text = outcome
-            scanning.fates.append(fate)
-            scanning.kept_bytes += len(text) if fate else 0
+                scanning.replacements[len(fates)] = outcome
+                kept += _fitting(name, outcome, line)
+                fates.append(_Fate.REPLACE)
+                continue
+            fates.append(outcome)
+            if outcome:
+                kept += len(line) - line.endswith(b"\n")
+        scanning.ends_with_newline = bool(fates) and line.endswith(b"\n")
+    scanning.kept_bytes = kept
     return True
+
+
+def _fitting(name: str, reduced: bytes, line: bytes) -> int:
+    if len(reduced) > len(line.removesuffix(b"\n")):
+        raise ViewError(f"a reduced {name} does not fit its line")
+    return len(reduced)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -159,21 +166,21 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _action(text: bytes) -> tuple[str, dict[str, Any]] | None:
-    """The one action on a line; None for a line without a known one."""
-    line = text.strip(b" \t\r")
-    if not line:
-        return None
+def _action(line: bytes) -> tuple[str, dict[str, Any]]:
+    """The one action on a line; `_NO_ACTION` for a line without a known one."""
     parsed = _decoded(line)
-    present = [name for name, value in parsed.items() if value is not None]
-    if len(present) > 1:
-        raise ViewError("a line of the log holds more than one action")
-    if not present or present[0] not in _KNOWN:
-        return None
-    action = parsed[present[0]]
-    if not isinstance(action, dict):
-        raise ViewError(f"the {present[0]} of a line is no object")
-    return present[0], action
+    if len(parsed) == 1:
+        ((name, action),) = parsed.items()
+    else:
+        present = [item for item in parsed.items() if item[1] is not None]
+        if len(present) > 1:
+            raise ViewError("a line of the log holds more than one action")
+        name, action = present[0] if present else _NO_ACTION
+    if action is None or name not in _KNOWN:
+        return _NO_ACTION
+    if type(action) is not dict:
+        raise ViewError(f"the {name} of a line is no object")
+    return name, action
 
 
 def _decoded(line: bytes) -> dict[str, Any]:
@@ -181,11 +188,13 @@ def _decoded(line: bytes) -> dict[str, Any]:
     try:
         parsed = orjson.loads(line)
         # A line that comes out of the encoder as it went into the decoder lost no key on the way.
-        if orjson.dumps(parsed) != line:
+        if orjson.dumps(parsed, option=_NEWLINE) != line:
             json.loads(line, object_pairs_hook=_unique)
     except (ValueError, TypeError, RecursionError) as error:
+        if not line.strip(b" \t\r\n"):
+            return {}
         raise ViewError("a line of the log is not valid JSON") from error
-    if not isinstance(parsed, dict):
+    if type(parsed) is not dict:
         raise ViewError("a line of the log is no JSON object")
     return parsed
 
@@ -208,7 +217,7 @@ def _take_metadata(scanning: _Scan, action: dict[str, Any]) -> bool:
 
 def _path(action: dict[str, Any]) -> str:
     path = action.get("path")
-    if not isinstance(path, str) or not path:
+    if type(path) is not str or not path:
         raise ViewError("a file action of the log names no path")
     return path
 
@@ -218,7 +227,7 @@ def _shown(scanning: _Scan, action: dict[str, Any]) -> bool:
     scanning.judged = True
     path = _path(action)
     values = action.get("partitionValues")
-    if not isinstance(values, dict) or not scanning.permits(values):
+    if type(values) is not dict or not scanning.permits(values):
         return False
     history = scanning.grant.history(path)
     if history is None:
@@ -332,6 +341,7 @@ _COMMIT_RULES = {
     "txn": _drop,
     "checkpointMetadata": _drop,
     "sidecar": _drop,
+    _NO_ACTION[0]: _drop,
 }
 _RULES = {
     FileRole.COMMIT: _COMMIT_RULES,
@@ -344,7 +354,7 @@ _RULES = {
         "sidecar": _sidecar,
     },
 }
-_KNOWN = frozenset(_COMMIT_RULES)
+_KNOWN = frozenset(_COMMIT_RULES) - {_NO_ACTION[0]}
 
 
 def _facts(path: pathlib.Path, scanning: _Scan) -> CommitFacts:

@@ -58,18 +58,21 @@ class ViewGrant:
         """
         known: dict[tuple[tuple[str, str | None], ...], bool] = {}
 
-        def ask(values: Values) -> bool:
+        def decide(values: Values) -> bool:
             if columns is None:
                 raise ViewError("no metaData is in force for the files of the log file")
             if not all(value is None or isinstance(value, str) for value in values.values()):
                 return False
-            key = tuple(values.items())
-            answer = known.get(key)
-            if answer is None:
-                if len(known) >= _REMEMBERED:
-                    known.clear()
-                answer = known[key] = self.permits(PartitionTuple.of(columns, values))
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            answer = known[tuple(values.items())] = self.permits(PartitionTuple.of(columns, values))
             return answer
+
+        def ask(values: Values) -> bool:
+            try:
+                return known[tuple(values.items())]
+            except (KeyError, TypeError):
+                return decide(values)
 
         return ask
 
