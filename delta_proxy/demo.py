@@ -402,8 +402,10 @@ def proxy(setting: Setting, folder: pathlib.Path) -> Iterator[subprocess.Popen[b
     """The proxy, as anyone would start it."""
     command = [script("twistd"), "-n", "--pidfile=", "delta-s3-proxy", "--config", str(setting.config)]
     url = f"http://127.0.0.1:{setting.metrics_port}/health/ready"
+    # A cache of its own: the next run writes another table to the same place.
+    environment = setting.environment | {"PROXY_CACHE__DIRECTORY": str(folder / "cache")}
     log = folder / "proxy.log"
-    with running(command, log=log, env=setting.environment, ready=lambda: answers(url)) as child:
+    with running(command, log=log, env=environment, ready=lambda: answers(url)) as child:
         yield child
 
 

@@ -51,7 +51,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         (json.dumps({**GOOD, "port": 70_000}), r"port"),
         (json.dumps({**GOOD, "getMode": "sometimes"}), r"getMode"),
         (json.dumps({**GOOD, "tableMapping": {"t": "https://b/t"}}), r"tableMapping.*s3://"),
-        (json.dumps({**GOOD, "tableMapping": {"a/b": "s3://b/t"}}), r"a/b"),
+        (json.dumps({**GOOD, "tableMapping": {"a/b": "s3://bucket/t"}}), r"a/b"),
         (json.dumps({**GOOD, "storage": {"endpoint": "localhost:9000"}}), r"endpoint"),
         (json.dumps({**GOOD, "presignExpirySeconds": 0}), r"presignExpirySeconds"),
         (json.dumps({**GOOD, "allowedPartitions": {"t": {"MIC": "X"}}}), r"allowedPartitions"),
