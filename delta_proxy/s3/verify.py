@@ -1,0 +1,412 @@
+"""Verification of Signature Version 4: what a request presents, and whether a secret gives that signature.
+
+Sources: "Authenticating Requests (AWS Signature Version 4)" in the Amazon S3 API reference, in the header
+and in the query. The canonical path is the raw path as sent; the query is decoded, encoded strictly and
+sorted, because some clients send form encoding but sign the strict one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from attrs import field, frozen
+
+from delta_proxy.s3.errors import (
+    AccessDenied,
+    AuthorizationHeaderMalformed,
+    AuthorizationQueryParametersError,
+    InvalidArgument,
+    InvalidRequest,
+    MissingSecurityHeader,
+    RequestTimeTooSkewed,
+    S3Error,
+    SignatureDoesNotMatch,
+    XAmzContentSHA256Mismatch,
+)
+from delta_proxy.s3.request import S3Request
+from delta_proxy.s3.sigv4 import (
+    ALGORITHM,
+    MAX_PRESIGN_SECONDS,
+    TERMINATOR,
+    UNSIGNED_PAYLOAD,
+    SigningKeys,
+    canonical_headers,
+    canonical_query,
+    canonical_request,
+    signature,
+    string_to_sign,
+)
+
+MAX_SKEW = timedelta(minutes=15)
+STREAMING_SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
+STREAMING_SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
+STREAMING_UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+
+_NAMED_PAYLOADS = frozenset(
+    {UNSIGNED_PAYLOAD, STREAMING_SIGNED, STREAMING_SIGNED_TRAILER, STREAMING_UNSIGNED_TRAILER}
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TIMESTAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z", re.ASCII)
+_ACCESS_KEY = re.compile(r"[!-+\--~]{1,128}")
+_DATE = re.compile(r"[0-9]{8}", re.ASCII)
+_REGION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_EXPIRES = re.compile(r"[0-9]{1,7}", re.ASCII)
+_SINGLE = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
+_PRESIGNED = frozenset({"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"})
+_SIGV2_QUERY = frozenset({"AWSAccessKeyId", "Signature"})
+_SIGV2_MESSAGE = (
+    "The authorization mechanism you have provided is not supported. "
+    "Please use AWS4-HMAC-SHA256 (boto3: Config(signature_version='s3v4'))."
+)
+_TWO_MECHANISMS = (
+    "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, "
+    "Signature query string parameter or the Authorization header should be specified"
+)
+
+
+@frozen
+class Presented:
+    """The signature a request presents, parsed but not yet believed.
+
+    `date`, `region` and `service` are the scope; `timestamp` is x-amz-date as sent, `moment` the same as an
+    aware datetime. `expires` is in seconds for a presigned URL, None for a header. `payload_hash` is the
+    last line of the canonical request, None when the request does not say it (other services than S3).
+    """
+
+    access_key: str
+    date: str
+    region: str
+    service: str
+    timestamp: str
+    moment: datetime
+    signed_headers: tuple[str, ...]
+    signature: str = field(repr=False)
+    payload_hash: str | None
+    expires: int | None = None
+    session_token: str | None = field(default=None, repr=False)
+
+    @property
+    def presigned(self) -> bool:
+        """Whether the signature came in the query."""
+        return self.expires is not None
+
+    @property
+    def scope(self) -> str:
+        """The credential scope, as the string to sign has it."""
+        return f"{self.date}/{self.region}/{self.service}/{TERMINATOR}"
+
+
+def presented(request: S3Request) -> Presented | None:
+    """The signature of a request, from its Authorization header or its query; None for an anonymous request.
+
+    Raises InvalidRequest for two mechanisms at once, Signature Version 2 and repeated security headers,
+    AuthorizationHeaderMalformed, AuthorizationQueryParametersError, AccessDenied without a valid date,
+    InvalidArgument for another scheme or a bad x-amz-content-sha256.
+    """
+    for name in _SINGLE:
+        if len(request.headers.all(name)) > 1:
+            raise InvalidRequest(f"The header {name} was sent more than once.")
+    names = {name for name, _ in request.query}
+    authorization = request.headers.get("authorization")
+    if names & _SIGV2_QUERY:
+        raise InvalidRequest(_SIGV2_MESSAGE if authorization is None else _TWO_MECHANISMS)
+    if not names & _PRESIGNED:
+        return None if authorization is None else _from_header(request, authorization)
+    if authorization is not None:
+        raise InvalidRequest(_TWO_MECHANISMS)
+    return _from_query(request)
+
+
+def verify(
+    request: S3Request,
+    presented: Presented,
+    secret_key: str,
+    *,
+    now: datetime,
+    keys: SigningKeys,
+    regions: Collection[str] | None = None,
+    service: str = "s3",
+    payload_hash: str | None = None,
+) -> None:
+    """Raise unless `secret_key` gives the presented signature for this very request at this time.
+
+    `regions` are the regions allowed in the scope, None allows any. `payload_hash` is the SHA-256 of the
+    body where the caller has it: required for services whose clients do not send x-amz-content-sha256, and
+    compared with the announced one otherwise. Raises AuthorizationHeaderMalformed (or its query form) for a
+    wrong scope, RequestTimeTooSkewed, AccessDenied for an expired presigned URL and for unsigned x-amz-*
+    headers, MissingSecurityHeader, XAmzContentSHA256Mismatch, SignatureDoesNotMatch with the strings that
+    were computed.
+    """
+    _check_scope(presented, regions, service)
+    _check_time(presented, now)
+    _check_signed_headers(request, presented)
+    canonical = _canonical(request, presented, _payload(presented, payload_hash))
+    text = string_to_sign(canonical, presented.timestamp, presented.scope)
+    key = keys.get(secret_key, presented.date, presented.region, presented.service)
+    expected = signature(key, text)
+    if not hmac.compare_digest(expected.encode(), presented.signature.encode("utf-8", "replace")):
+        raise _mismatch(presented, canonical, text)
+
+
+def _from_header(request: S3Request, authorization: str) -> Presented:
+    scheme, _, rest = authorization.partition(" ")
+    if scheme == "AWS":
+        raise InvalidRequest(_SIGV2_MESSAGE)
+    if scheme != ALGORITHM:
+        raise InvalidArgument("Unsupported Authorization Type", fields={"ArgumentName": "Authorization"})
+    parts = _authorization_parts(rest)
+    timestamp = request.headers.get("x-amz-date")
+    if timestamp is None:
+        raise AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
+    access_key, date, region, service = _credential(parts["Credential"], AuthorizationHeaderMalformed)
+    return Presented(
+        access_key=access_key,
+        date=date,
+        region=region,
+        service=service,
+        timestamp=timestamp,
+        moment=_moment(
+            timestamp, AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
+        ),
+        signed_headers=_signed_headers(parts["SignedHeaders"], AuthorizationHeaderMalformed),
+        signature=parts["Signature"],
+        payload_hash=_payload_name(request.headers.get("x-amz-content-sha256")),
+        session_token=request.headers.get("x-amz-security-token"),
+    )
+
+
+def _from_query(request: S3Request) -> Presented:
+    algorithm, credential, timestamp, expires, signed_headers, provided = (
+        request.param(f"X-Amz-{name}")
+        for name in ("Algorithm", "Credential", "Date", "Expires", "SignedHeaders", "Signature")
+    )
+    if (
+        algorithm is None
+        or credential is None
+        or timestamp is None
+        or expires is None
+        or signed_headers is None
+        or provided is None
+    ):
+        raise AuthorizationQueryParametersError(
+            "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, "
+            "X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters."
+        )
+    if algorithm != ALGORITHM:
+        raise AuthorizationQueryParametersError('X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"')
+    access_key, date, region, service = _credential(credential, AuthorizationQueryParametersError)
+    return Presented(
+        access_key=access_key,
+        date=date,
+        region=region,
+        service=service,
+        timestamp=timestamp,
+        moment=_moment(
+            timestamp,
+            AuthorizationQueryParametersError(
+                "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""
+            ),
+        ),
+        signed_headers=_signed_headers(signed_headers, AuthorizationQueryParametersError),
+        signature=provided,
+        payload_hash=_payload_name(_hoisted_payload(request)) or UNSIGNED_PAYLOAD,
+        expires=_expires(expires),
+        session_token=_session_token(request),
+    )
+
+
+def _authorization_parts(text: str) -> dict[str, str]:
+    """The three parts of the header, in any order, with or without spaces after the commas."""
+    parts: dict[str, str] = {}
+    for piece in text.split(","):
+        name, _, value = piece.strip(" ").partition("=")
+        if name in parts:
+            raise AuthorizationHeaderMalformed(
+                f"The authorization header is malformed; {name[:100]} is repeated."
+            )
+        parts[name] = value
+    if parts.keys() != {"Credential", "SignedHeaders", "Signature"} or not all(parts.values()):
+        raise AuthorizationHeaderMalformed(
+            "The authorization header is malformed; "
+            "the authorization header requires three components: Credential, SignedHeaders, and Signature."
+        )
+    return parts
+
+
+def _credential(text: str, error: type[S3Error]) -> tuple[str, str, str, str]:
+    """Access key, date, region and service of a Credential."""
+    pieces = text.rsplit("/", 4)
+    if len(pieces) != 5:
+        raise error(
+            'The Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".'
+        )
+    access_key, date, region, service, terminator = pieces
+    if terminator != TERMINATOR:
+        raise error(f"The Credential is mal-formed; incorrect terminal, expecting {TERMINATOR}.")
+    if not _ACCESS_KEY.fullmatch(access_key) or not _REGION.fullmatch(region):
+        raise error("The Credential is mal-formed; the access key or the region is not valid.")
+    if not _DATE.fullmatch(date):
+        raise error('The Credential is mal-formed; the date is not in the form "yyyyMMdd".')
+    return access_key, date, region, service
+
+
+def _signed_headers(text: str, error: type[S3Error]) -> tuple[str, ...]:
+    names = tuple(text.split(";"))
+    ascending = all(a < b for a, b in pairwise(names))
+    if not ascending or not all(names) or text != text.lower():
+        raise error("SignedHeaders is mal-formed; expecting lower-case names in ascending order.")
+    return names
+
+
+def _moment(timestamp: str, error: S3Error) -> datetime:
+    if not _TIMESTAMP.fullmatch(timestamp):
+        raise error
+    numbers = (timestamp[a:b] for a, b in ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15)))
+    try:
+        year, month, day, hour, minute, second = map(int, numbers)
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        raise error from None
+
+
+def _expires(text: str) -> int:
+    if not _EXPIRES.fullmatch(text) or int(text) > MAX_PRESIGN_SECONDS:
+        raise AuthorizationQueryParametersError(
+            "X-Amz-Expires must be a number of seconds, at most a week (604800)"
+        )
+    return int(text)
+
+
+def _payload_name(text: str | None) -> str | None:
+    if text is None or text in _NAMED_PAYLOADS or _SHA256.fullmatch(text):
+        return text
+    raise InvalidArgument(
+        "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, one of the "
+        "-TRAILER forms, or a valid sha256 value.",
+        fields={"ArgumentName": "x-amz-content-sha256", "ArgumentValue": text[:100]},
+    )
+
+
+def _hoisted_payload(request: S3Request) -> str | None:
+    """The payload hash that some presigners put into the query."""
+    return next((value for name, value in request.query if name.lower() == "x-amz-content-sha256"), None)
+
+
+def _session_token(request: S3Request) -> str | None:
+    token = request.param("X-Amz-Security-Token")
+    return request.headers.get("x-amz-security-token") if token is None else token
+
+
+def _check_scope(presented: Presented, regions: Collection[str] | None, service: str) -> None:
+    error = AuthorizationQueryParametersError if presented.presigned else AuthorizationHeaderMalformed
+    if presented.service != service:
+        raise error(
+            f'The authorization is malformed; incorrect service. This endpoint belongs to "{service}".'
+        )
+    if presented.date != presented.timestamp[:8]:
+        raise error("The authorization is malformed; the date of the Credential is not that of X-Amz-Date.")
+    if regions is not None and presented.region not in regions:
+        expected = sorted(regions)[0] if regions else ""
+        raise error(
+            f"The authorization is malformed; the region '{presented.region}' is wrong; "
+            f"expecting '{expected}'",
+            fields={"Region": expected},
+        )
+
+
+def _check_time(presented: Presented, now: datetime) -> None:
+    if presented.expires is None:
+        if abs(now - presented.moment) > MAX_SKEW:
+            raise RequestTimeTooSkewed(
+                fields={
+                    "RequestTime": presented.timestamp,
+                    "ServerTime": _iso(now),
+                    "MaxAllowedSkewMilliseconds": str(int(MAX_SKEW.total_seconds() * 1000)),
+                }
+            )
+        return
+    if presented.moment - now > MAX_SKEW:
+        raise AccessDenied("Request is not yet valid", fields={"ServerTime": _iso(now)})
+    end = presented.moment + timedelta(seconds=presented.expires)
+    if now > end:
+        raise AccessDenied(
+            "Request has expired",
+            fields={
+                "X-Amz-Expires": str(presented.expires),
+                "Expires": _iso(end),
+                "ServerTime": _iso(now),
+            },
+        )
+
+
+def _check_signed_headers(request: S3Request, presented: Presented) -> None:
+    sent = {name for name, _ in request.headers.items if name.startswith("x-amz-")}
+    unsigned = sorted((sent | {"host"}) - set(presented.signed_headers))
+    if unsigned:
+        raise AccessDenied(
+            "There were headers present in the request which were not signed",
+            fields={"HeadersNotSigned": ", ".join(unsigned)},
+        )
+
+
+def _payload(presented: Presented, computed: str | None) -> str:
+    announced = presented.payload_hash
+    if announced is None:
+        if computed is None:
+            raise MissingSecurityHeader(
+                "Missing required header for this request: x-amz-content-sha256",
+                fields={"MissingHeaderName": "x-amz-content-sha256"},
+            )
+        return computed
+    if computed is not None and announced not in _NAMED_PAYLOADS and announced != computed:
+        raise XAmzContentSHA256Mismatch(
+            fields={"ClientComputedContentSHA256": announced, "S3ComputedContentSHA256": computed}
+        )
+    return announced
+
+
+def _canonical(request: S3Request, presented: Presented, payload: str) -> str:
+    wanted = set(presented.signed_headers)
+    sent = [(name, _wire_text(value)) for name, value in request.headers.items if name in wanted]
+    block, _ = canonical_headers(
+        [("host", request.host), *((name, value) for name, value in sent if name != "host")]
+    )
+    query = [(name, value) for name, value in request.query if name != "X-Amz-Signature"]
+    return canonical_request(
+        request.method,
+        request.raw_path.decode("utf-8", "surrogateescape"),
+        canonical_query(query),
+        block,
+        ";".join(presented.signed_headers),
+        payload,
+    )
+
+
+def _wire_text(value: str) -> str:
+    """A header value such that its UTF-8 form is the bytes on the wire, which are what the client signed."""
+    return value if value.isascii() else value.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def _mismatch(presented: Presented, canonical: str, text: str) -> SignatureDoesNotMatch:
+    return SignatureDoesNotMatch(
+        fields={
+            "AWSAccessKeyId": presented.access_key,
+            "StringToSign": text,
+            "SignatureProvided": presented.signature,
+            "StringToSignBytes": _hex(text),
+            "CanonicalRequest": canonical,
+            "CanonicalRequestBytes": _hex(canonical),
+        }
+    )
+
+
+def _hex(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").hex(" ")
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
