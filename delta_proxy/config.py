@@ -54,8 +54,12 @@ class ConfigError(Exception):
         super().__init__(_one_line(f"{source}: {problem}"))
 
 
+_LONGEST_LINE: Final = 500
+
+
 def _one_line(text: str) -> str:
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    shown = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ..."
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
 
 
 class GetMode(Enum):

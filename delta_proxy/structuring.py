@@ -123,9 +123,10 @@ def present(value: object, cls: type, converter: cattrs.Converter) -> dict[str, 
     if not isinstance(value, dict):
         raise Invalid(f"expected an object, found {kind_of(value)}")
     fields, found = fields_of(cls), {}
-    for key, item in value.items():
+    for key in value:
         if key not in fields:
             raise unknown_key(key, fields)
+    for key, item in value.items():
         with at(key):
             found[fields[key].name] = converter.structure(item, typing.cast(Any, fields[key].type))
     return found
@@ -187,11 +188,10 @@ def _structure_enum(value: Any, cls: Any) -> Any:
 
 def _class_hook(cls: type[T], converter: cattrs.Converter) -> _Hook:
     def structure(value: Any, _: Any) -> T:
-        found = present(value, cls, converter)
         for key, field in fields_of(cls).items():
-            if field.default is attrs.NOTHING and field.name not in found:
+            if field.default is attrs.NOTHING and isinstance(value, dict) and key not in value:
                 raise Invalid(f"missing key {quoted(key)}")
-        return cls(**found)
+        return cls(**present(value, cls, converter))
 
     return structure
 
