@@ -8,9 +8,11 @@ every finished line of every observer made here, tracebacks included, and blanks
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from enum import Enum
 from typing import TextIO
 from urllib.parse import unquote_to_bytes
@@ -19,7 +21,7 @@ from twisted.logger import (
     FileLogObserver,
     ILogObserver,
     LogEvent,
-    eventAsJSON,
+    formatEvent,
     formatEventAsClassicLogText,
 )
 from twisted.python.components import Componentized
@@ -57,7 +59,7 @@ _SCRUBBED = (
     ),
     re.compile(
         r"((?:authorization|x-amz-security-token|aws_?session_?token|(?:aws_?)?secret_?(?:access_?)?key)"
-        r"\\?[\"']?\]?\s*[:=,]\s*(?:\[|\()?b?\\?[\"']?)"
+        r"\\?[\"']?\]?\s*[:=,]\s*(?:\[|\()?(?:b(?=\\?[\"']))?\\?[\"']?)"
         r"(?:AWS4-HMAC-SHA256 |AWS |Bearer |Basic )?[^\s,\"'\\)\]}&]+",
         re.IGNORECASE,
     ),
@@ -128,5 +130,15 @@ def _text_line(event: LogEvent) -> str | None:
     return None if text is None else scrub(text)
 
 
-def _json_line(event: LogEvent) -> str | None:
-    return f"{scrub(eventAsJSON(event))}\n"
+def _json_line(event: LogEvent) -> str:
+    line: dict[str, object] = {name: value for name, value in event.items() if not name.startswith("log_")}
+    line |= {
+        "time": datetime.fromtimestamp(event.get("log_time", 0.0), UTC).isoformat(),
+        "level": getattr(event.get("log_level"), "name", "info"),
+        "namespace": event.get("log_namespace", "-"),
+        "message": formatEvent(event),
+    }
+    failure = event.get("log_failure")
+    if failure is not None:
+        line["traceback"] = failure.getTraceback()
+    return f"{scrub(json.dumps(line, default=repr))}\n"

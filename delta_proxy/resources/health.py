@@ -14,8 +14,21 @@ from twisted.web.server import Request
 
 from delta_proxy.resources.server import EdgeLimits, S3Site
 from delta_proxy.resources.status import Status, StatusPage
+from delta_proxy.s3.errors import NoSuchKey
 
 Readiness = Callable[[], Mapping[str, bool | str]]
+
+
+class Branch(Resource):
+    """A node that has nothing but its children."""
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """What is not there: raises NoSuchKey."""
+        raise NoSuchKey("There is nothing here.")
+
+    def render(self, request: Request) -> bytes:
+        """The node itself is nothing either: raises NoSuchKey."""
+        raise NoSuchKey("There is nothing here.")
 
 
 class Live(Resource):
@@ -68,9 +81,9 @@ class Figures(Resource):
         return self._render()
 
 
-def health_tree(readiness: Readiness) -> Resource:
+def health_tree(readiness: Readiness) -> Branch:
     """`live` and `ready`, to be put under /health."""
-    tree = Resource()
+    tree = Branch()
     tree.putChild(b"live", Live())
     tree.putChild(b"ready", Ready(readiness))
     return tree
@@ -90,7 +103,7 @@ def metrics_site(
     `render` and `content_type` are those of `delta_proxy.metrics`. Its requests are not counted as the
     proxy's own.
     """
-    root = Resource()
+    root = Branch()
     root.putChild(b"", StatusPage(status))
     root.putChild(b"metrics", Figures(render, content_type))
     root.putChild(b"health", health_tree(readiness))

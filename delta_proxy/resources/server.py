@@ -627,8 +627,9 @@ class S3Channel(http.HTTPChannel):
 
     def _let_go_now(self) -> None:
         self._let_go = True
-        self.transport.loseConnection()
+        # First the timer: a connection that is half closed already is lost within loseConnection.
         self._arm(self.site.limits.write_seconds)
+        self.transport.loseConnection()
 
     def _drop(self, size: int) -> None:
         self._dropped += size

@@ -1,0 +1,130 @@
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.application.service import Application
+from twisted.logger import ILogObserver, Logger, LogPublisher
+
+from delta_proxy.logs import LogFormat, install, observer, redact_headers, redact_target, scrub
+
+SECRET = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+
+
+def test_the_values_of_presigned_secrets_are_blanked_and_the_rest_of_the_query_stays() -> None:
+    target = (
+        b"/datalake/t/a.parquet?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKID%2F20260101"
+        b"&X-Amz-Security-Token=tok&X-Amz-Expires=300&X-Amz-Signature=abc"
+    )
+    assert redact_target(target) == (
+        "/datalake/t/a.parquet?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=***"
+        "&X-Amz-Security-Token=***&X-Amz-Expires=300&X-Amz-Signature=***"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-amz-signature",
+        "X-AMZ-SIGNATURE",
+        "X%2DAmz%2dSignature",
+        "Signature",
+        "AWSAccessKeyId",
+        "WebIdentityToken",
+    ],
+)
+def test_a_secret_parameter_is_known_however_it_is_spelled(name: str) -> None:
+    assert redact_target(f"/?{name}=hush&a=b".encode()) == f"/?{name}=***&a=b"
+
+
+def test_control_characters_spaces_and_raw_bytes_of_a_target_are_percent_encoded() -> None:
+    assert redact_target(b"/a\r\nb\x00 \xc3\xa9?x=\x1b[31m") == "/a%0D%0Ab%00%20%C3%A9?x=%1B[31m"
+
+
+def test_a_very_long_target_is_cut() -> None:
+    assert len(redact_target(b"/" + b"a" * 100_000)) < 2100
+
+
+def test_a_password_in_an_absolute_target_is_blanked() -> None:
+    assert redact_target(b"http://ann:pw@host/b/k") == "http://***@host/b/k"
+
+
+def test_headers_with_credentials_are_blanked() -> None:
+    pairs = (
+        ("Authorization", "AWS4-HMAC-SHA256 Credential=AKID"),
+        ("x-amz-security-token", "t"),
+        ("range", "bytes=0-1"),
+    )
+    assert redact_headers(pairs) == (
+        ("Authorization", "***"),
+        ("x-amz-security-token", "***"),
+        ("range", "bytes=0-1"),
+    )
+
+
+@given(st.binary(max_size=200))
+def test_a_described_target_is_one_line_of_printable_ascii(target: bytes) -> None:
+    assert all(" " < character <= "~" for character in redact_target(target))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://s3/b/k?X-Amz-Signature={SECRET}&x=1",
+        f"Authorization: AWS4-HMAC-SHA256 Credential=AKID/2026/s3, SignedHeaders=host, Signature={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        f"{{'authorization': '{SECRET}'}}",
+        f"(b'x-amz-security-token', b'{SECRET}')",
+        f'{{"secretKey": "{SECRET}"}}',
+        f"aws_secret_access_key = {SECRET}",
+        f"AWS_SESSION_TOKEN={SECRET}",
+    ],
+)
+def test_a_secret_is_blanked_wherever_it_stands(text: str) -> None:
+    assert SECRET not in scrub(text)
+    assert "***" in scrub(text)
+
+
+@given(st.text(max_size=100))
+def test_ordinary_text_without_a_secret_keeps_its_length_in_lines(text: str) -> None:
+    assert scrub(text).count("\n") == text.count("\n")
+
+
+@pytest.mark.parametrize("style", list(LogFormat))
+def test_a_finished_log_line_never_holds_a_secret_not_even_in_a_traceback(style: LogFormat) -> None:
+    out = io.StringIO()
+    log = Logger(observer=LogPublisher(observer(style, out)))
+    log.info("asked {url}", url=f"/k?X-Amz-Signature={SECRET}")
+    try:
+        raise ValueError(f"cannot sign with Signature={SECRET}")
+    except ValueError:
+        log.failure("it failed")
+    assert SECRET not in out.getvalue()
+    assert "it failed" in out.getvalue()
+
+
+def test_a_json_line_stays_json() -> None:
+    out = io.StringIO()
+    log = Logger(observer=LogPublisher(observer(LogFormat.JSON, out)))
+    log.info("got {headers}", headers=f"Authorization: Bearer {SECRET}", status=200)
+    event = json.loads(out.getvalue())
+    assert event["status"] == 200
+    assert event["level"] == "info"
+    assert event["message"] == "got Authorization: ***"
+    assert event["time"].endswith("+00:00")
+    assert SECRET not in out.getvalue()
+
+
+def test_twistd_takes_the_installed_observer_and_its_log_file(tmp_path: Path) -> None:
+    application = Application("delta-s3-proxy")
+    logfile = tmp_path / "proxy.log"
+    install(application, LogFormat.JSON, str(logfile))
+    installed = application.getComponent(ILogObserver)
+    Logger(observer=LogPublisher(installed)).info("served {count}", count=3)
+    assert json.loads(logfile.read_text())["count"] == 3
+    installed._outFile.close()
