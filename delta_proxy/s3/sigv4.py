@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ MAX_PRESIGN_SECONDS = 7 * 24 * 3600
 
 Pairs = Iterable[tuple[str, str]]
 
+_RESERVED = re.compile(r"[^A-Za-z0-9._~-]")
+_ESCAPES = {chr(code): f"%{code:02X}" for code in range(128)}
 # Hop-by-hop and telemetry headers: intermediaries change them, so no SDK signs them.
 _NEVER_SIGNED = frozenset(
     {"authorization", "connection", "expect", "te", "transfer-encoding", "user-agent", "x-amzn-trace-id"}
@@ -70,7 +73,7 @@ def signing_key(secret_key: str, date: str, region: str, service: str) -> bytes:
 
 def quote(text: str, safe: str = "") -> str:
     """Strict RFC 3986 percent-encoding of UTF-8: letters, digits, `-._~` and `safe` stay as they are."""
-    return _quote(text, safe=safe)
+    return _quote(text, safe=safe) if safe else _RESERVED.sub(_escape, text)
 
 
 def object_path(bucket: str | None, key: str) -> str:
@@ -81,7 +84,8 @@ def object_path(bucket: str | None, key: str) -> str:
 
 def canonical_query(pairs: Pairs) -> str:
     """Decoded parameters, encoded strictly and sorted by encoded name, then value."""
-    return "&".join(f"{name}={value}" for name, value in sorted((quote(n), quote(v)) for n, v in pairs))
+    encoded = sorted([(quote(name), quote(value)) for name, value in pairs])
+    return "&".join([f"{name}={value}" for name, value in encoded])
 
 
 def canonical_value(value: str) -> str:
@@ -92,11 +96,12 @@ def canonical_value(value: str) -> str:
 
 def canonical_headers(headers: Pairs) -> tuple[str, str]:
     """The canonical block of these headers (each line ended by a newline) and their SignedHeaders list."""
-    values: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
     for name, value in headers:
-        values.setdefault(name.lower(), []).append(canonical_value(value))
+        lower, text = name.lower(), canonical_value(value)
+        values[lower] = f"{values[lower]},{text}" if lower in values else text
     names = sorted(values)
-    return "".join(f"{name}:{','.join(values[name])}\n" for name in names), ";".join(names)
+    return "".join([f"{name}:{values[name]}\n" for name in names]), ";".join(names)
 
 
 def canonical_request(  # noqa: PLR0917
@@ -195,6 +200,11 @@ def presign(  # noqa: PLR0917
     canonical = canonical_request(method, raw_path, encoded, block, names, UNSIGNED_PAYLOAD)
     key = keys.get(credentials.secret_key, timestamp[:8], region, "s3")
     return f"{encoded}&X-Amz-Signature={signature(key, string_to_sign(canonical, timestamp, scope))}"
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match.group()
+    return _ESCAPES.get(character) or "".join([f"%{byte:02X}" for byte in character.encode("utf-8")])
 
 
 def _signable(headers: Pairs) -> list[tuple[str, str]]:

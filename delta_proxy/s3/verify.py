@@ -11,7 +11,6 @@ import hmac
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 from attrs import field, frozen
 
@@ -55,7 +54,15 @@ _ACCESS_KEY = re.compile(r"[!-+\--~]{1,128}")
 _DATE = re.compile(r"[0-9]{8}", re.ASCII)
 _REGION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _EXPIRES = re.compile(r"[0-9]{1,7}", re.ASCII)
-_SINGLE = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
+_SINGLE = frozenset({"authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
+_PRESIGN_NAMES = (
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+)
 _PRESIGNED = frozenset({"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"})
 _SIGV2_QUERY = frozenset({"AWSAccessKeyId", "Signature"})
 _SIGV2_MESSAGE = (
@@ -107,18 +114,16 @@ def presented(request: S3Request) -> Presented | None:
     AuthorizationHeaderMalformed, AuthorizationQueryParametersError, AccessDenied without a valid date,
     InvalidArgument for another scheme or a bad x-amz-content-sha256.
     """
-    for name in _SINGLE:
-        if len(request.headers.all(name)) > 1:
-            raise InvalidRequest(f"The header {name} was sent more than once.")
+    security = _security_headers(request)
     names = {name for name, _ in request.query}
-    authorization = request.headers.get("authorization")
+    authorization = security.get("authorization")
     if names & _SIGV2_QUERY:
         raise InvalidRequest(_SIGV2_MESSAGE if authorization is None else _TWO_MECHANISMS)
     if not names & _PRESIGNED:
-        return None if authorization is None else _from_header(request, authorization)
+        return None if authorization is None else _from_header(authorization, security)
     if authorization is not None:
         raise InvalidRequest(_TWO_MECHANISMS)
-    return _from_query(request)
+    return _from_query(request, security)
 
 
 def verify(
@@ -152,14 +157,25 @@ def verify(
         raise _mismatch(presented, canonical, text)
 
 
-def _from_header(request: S3Request, authorization: str) -> Presented:
+def _security_headers(request: S3Request) -> dict[str, str]:
+    """The headers of which there may be one at most."""
+    found: dict[str, str] = {}
+    for name, value in request.headers.items:
+        if name in _SINGLE:
+            if name in found:
+                raise InvalidRequest(f"The header {name} was sent more than once.")
+            found[name] = value
+    return found
+
+
+def _from_header(authorization: str, security: dict[str, str]) -> Presented:
     scheme, _, rest = authorization.partition(" ")
     if scheme == "AWS":
         raise InvalidRequest(_SIGV2_MESSAGE)
     if scheme != ALGORITHM:
         raise InvalidArgument("Unsupported Authorization Type", fields={"ArgumentName": "Authorization"})
     parts = _authorization_parts(rest)
-    timestamp = request.headers.get("x-amz-date")
+    timestamp = security.get("x-amz-date")
     if timestamp is None:
         raise AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
     access_key, date, region, service = _credential(parts["Credential"], AuthorizationHeaderMalformed)
@@ -174,16 +190,14 @@ def _from_header(request: S3Request, authorization: str) -> Presented:
         ),
         signed_headers=_signed_headers(parts["SignedHeaders"], AuthorizationHeaderMalformed),
         signature=parts["Signature"],
-        payload_hash=_payload_name(request.headers.get("x-amz-content-sha256")),
-        session_token=request.headers.get("x-amz-security-token"),
+        payload_hash=_payload_name(security.get("x-amz-content-sha256")),
+        session_token=security.get("x-amz-security-token"),
     )
 
 
-def _from_query(request: S3Request) -> Presented:
-    algorithm, credential, timestamp, expires, signed_headers, provided = (
-        request.param(f"X-Amz-{name}")
-        for name in ("Algorithm", "Credential", "Date", "Expires", "SignedHeaders", "Signature")
-    )
+def _from_query(request: S3Request, security: dict[str, str]) -> Presented:
+    query = dict(request.query)
+    algorithm, credential, timestamp, expires, signed_headers, provided = map(query.get, _PRESIGN_NAMES)
     if (
         algorithm is None
         or credential is None
@@ -213,9 +227,9 @@ def _from_query(request: S3Request) -> Presented:
         ),
         signed_headers=_signed_headers(signed_headers, AuthorizationQueryParametersError),
         signature=provided,
-        payload_hash=_payload_name(_hoisted_payload(request)) or UNSIGNED_PAYLOAD,
+        payload_hash=_payload_name(_hoisted_payload(query)) or UNSIGNED_PAYLOAD,
         expires=_expires(expires),
-        session_token=_session_token(request),
+        session_token=query.get("X-Amz-Security-Token", security.get("x-amz-security-token")),
     )
 
 
@@ -256,8 +270,7 @@ def _credential(text: str, error: type[S3Error]) -> tuple[str, str, str, str]:
 
 def _signed_headers(text: str, error: type[S3Error]) -> tuple[str, ...]:
     names = tuple(text.split(";"))
-    ascending = all(a < b for a, b in pairwise(names))
-    if not ascending or not all(names) or text != text.lower():
+    if list(names) != sorted(set(names)) or "" in names or text != text.lower():
         raise error("SignedHeaders is mal-formed; expecting lower-case names in ascending order.")
     return names
 
@@ -265,10 +278,8 @@ def _signed_headers(text: str, error: type[S3Error]) -> tuple[str, ...]:
 def _moment(timestamp: str, error: S3Error) -> datetime:
     if not _TIMESTAMP.fullmatch(timestamp):
         raise error
-    numbers = (timestamp[a:b] for a, b in ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15)))
     try:
-        year, month, day, hour, minute, second = map(int, numbers)
-        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+        return datetime.fromisoformat(timestamp)
     except ValueError:
         raise error from None
 
@@ -291,14 +302,9 @@ def _payload_name(text: str | None) -> str | None:
     )
 
 
-def _hoisted_payload(request: S3Request) -> str | None:
+def _hoisted_payload(query: dict[str, str]) -> str | None:
     """The payload hash that some presigners put into the query."""
-    return next((value for name, value in request.query if name.lower() == "x-amz-content-sha256"), None)
-
-
-def _session_token(request: S3Request) -> str | None:
-    token = request.param("X-Amz-Security-Token")
-    return request.headers.get("x-amz-security-token") if token is None else token
+    return next((query[name] for name in query if name.lower() == "x-amz-content-sha256"), None)
 
 
 def _check_scope(presented: Presented, regions: Collection[str] | None, service: str) -> None:
@@ -345,7 +351,8 @@ def _check_time(presented: Presented, now: datetime) -> None:
 
 def _check_signed_headers(request: S3Request, presented: Presented) -> None:
     sent = {name for name, _ in request.headers.items if name.startswith("x-amz-")}
-    unsigned = sorted((sent | {"host"}) - set(presented.signed_headers))
+    sent.add("host")
+    unsigned = sorted(sent.difference(presented.signed_headers))
     if unsigned:
         raise AccessDenied(
             "There were headers present in the request which were not signed",
@@ -370,11 +377,9 @@ def _payload(presented: Presented, computed: str | None) -> str:
 
 
 def _canonical(request: S3Request, presented: Presented, payload: str) -> str:
-    wanted = set(presented.signed_headers)
+    wanted = set(presented.signed_headers) - {"host"}
     sent = [(name, _wire_text(value)) for name, value in request.headers.items if name in wanted]
-    block, _ = canonical_headers(
-        [("host", request.host), *((name, value) for name, value in sent if name != "host")]
-    )
+    block, _ = canonical_headers([("host", request.host), *sent])
     query = [(name, value) for name, value in request.query if name != "X-Amz-Signature"]
     return canonical_request(
         request.method,
