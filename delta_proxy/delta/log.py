@@ -11,12 +11,16 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
+from delta_proxy.s3.errors import NoSuchKey
+
 from .actions import LogError
 from .paths import LogFile, LogKind, classify_log_name, commit_name
 
 
-class NotATable(Exception):
+class NotATable(NoSuchKey):
     """There is no Delta log at the place."""
+
+    code = "NoSuchKey"
 
 
 @attrs.frozen
@@ -56,7 +60,7 @@ def select_segment(names: Iterable[str]) -> LogSegment:
     commits = _commits(files)
     checkpoint = max(_checkpoints(files).values(), key=lambda found: found.version, default=None)
     if checkpoint is None and not commits:
-        raise NotATable("there is no Delta log")
+        raise NotATable
     first = checkpoint.version + 1 if checkpoint else 0
     after = tuple(commits[version] for version in sorted(commits) if version >= first)
     require_dense(after, first)
@@ -70,16 +74,14 @@ def require_dense(commits: Iterable[LogFile], first: int) -> None:
             raise LogError(commit_name(expected), None, "a commit is missing from the log")
 
 
-def select_history(names: Iterable[str], segment: LogSegment) -> History:
-    """What must still be read to know every value that the remaining log gives a file.
+def select_history(names: Iterable[str], until: int) -> History:
+    """What must be read besides the checkpoint of version `until` (-1: there is none) to know every value
+    that the remaining log gives a file.
 
     That is every commit up to the segment's checkpoint, and for each run of missing commits the complete
     checkpoints within it and the first one that covers it: every other checkpoint follows from these.
     """
-    if segment.checkpoint is None:
-        return History((), ())
     files = [classify_log_name(name) for name in names]
-    until = segment.checkpoint.version
     commits = {version: file for version, file in _commits(files).items() if version <= until}
     checkpoints = {version: found for version, found in _checkpoints(files).items() if version < until}
     chosen: set[int] = set()

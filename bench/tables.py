@@ -1,0 +1,125 @@
+"""Generated Delta tables: the logs only, without data files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+VENUES: Final = tuple(f"X{first}{second}N" for first in "ABCDE" for second in "ABCDEFGH")
+_VALUES = pa.map_(pa.string(), pa.string())
+_SCHEMA: Final = pa.schema(
+    [
+        (
+            "metaData",
+            pa.struct(
+                [
+                    ("id", pa.string()),
+                    ("schemaString", pa.string()),
+                    ("partitionColumns", pa.list_(pa.string())),
+                    ("configuration", _VALUES),
+                ]
+            ),
+        ),
+        ("protocol", pa.struct([("minReaderVersion", pa.int32()), ("minWriterVersion", pa.int32())])),
+        (
+            "add",
+            pa.struct(
+                [
+                    ("path", pa.string()),
+                    ("partitionValues", _VALUES),
+                    ("size", pa.int64()),
+                    ("modificationTime", pa.int64()),
+                    ("dataChange", pa.bool_()),
+                    ("stats", pa.string()),
+                ]
+            ),
+        ),
+        ("remove", pa.struct([("path", pa.string()), ("deletionTimestamp", pa.int64())])),
+    ]
+)
+
+
+def schema_string() -> str:
+    """The schema of a trades table partitioned by MIC and date."""
+    fields = [
+        {"name": name, "type": kind, "nullable": True, "metadata": {}}
+        for name, kind in (("MIC", "string"), ("date", "date"), ("price", "double"))
+    ]
+    return orjson.dumps({"type": "struct", "fields": fields}).decode()
+
+
+def metadata() -> dict[str, object]:
+    """The metaData action of the generated tables."""
+    return {
+        "id": "5c9a2b52-9a05-4a6e-8d5e-000000000001",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": schema_string(),
+        "partitionColumns": ["MIC", "date"],
+        "configuration": {},
+    }
+
+
+def partition(number: int) -> tuple[str, str]:
+    """The MIC and the date of the n-th file; there are 40 times 100 combinations."""
+    day = number // len(VENUES) % 100
+    return VENUES[number % len(VENUES)], f"2024-{day // 28 + 1:02d}-{day % 28 + 1:02d}"
+
+
+def path(number: int) -> str:
+    """The path of the n-th file, about 100 characters, in no order."""
+    mic, date = partition(number)
+    scrambled = number * 2654435761 % (1 << 32)
+    return f"MIC={mic}/date={date}/part-{number % 200:05d}-{scrambled:08x}-4a6e-8d5e-{number:012x}.c000.snappy.parquet"
+
+
+def stats(number: int) -> str:
+    """The statistics of the n-th file, as a string like delta-spark writes."""
+    return f'{{"numRecords":{number % 1000},"minValues":{{"price":{number}.5}},"maxValues":{{"price":{number}.75}}}}'
+
+
+def write_checkpoint(log: Path, version: int, files: int, batch: int = 50_000) -> Path:
+    """A classic checkpoint of `files` live files, with statistics, written in bounded memory."""
+    log.mkdir(parents=True, exist_ok=True)
+    target = log / f"{version:020d}.checkpoint.parquet"
+    header = {"metaData": metadata(), "protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}
+    with pq.ParquetWriter(target, _SCHEMA, compression="snappy") as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([header], schema=_SCHEMA))
+        for start in range(0, files, batch):
+            writer.write_batch(_adds(range(start, min(start + batch, files))))
+    return target
+
+
+def _adds(numbers: Iterable[int]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{"add": add(number)} for number in numbers], schema=_SCHEMA)
+
+
+def add(number: int) -> dict[str, object]:
+    """The add action of the n-th file."""
+    mic, date = partition(number)
+    return {
+        "path": path(number),
+        "partitionValues": {"MIC": mic, "date": date},
+        "size": 1_000_000 + number,
+        "modificationTime": 1_700_000_000_000 + number,
+        "dataChange": True,
+        "stats": stats(number),
+    }
+
+
+def write_commit(log: Path, version: int, numbers: Iterable[int], *, header: bool = False) -> Path:
+    """A commit that adds the numbered files; `header` puts protocol and metaData before them."""
+    log.mkdir(parents=True, exist_ok=True)
+    target = log / f"{version:020d}.json"
+    with target.open("wb") as file:
+        file.write(orjson.dumps({"commitInfo": {"operation": "WRITE"}}) + b"\n")
+        if header:
+            file.write(orjson.dumps({"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}) + b"\n")
+            file.write(orjson.dumps({"metaData": metadata()}) + b"\n")
+        for number in numbers:
+            file.write(orjson.dumps({"add": add(number)}) + b"\n")
+    return target

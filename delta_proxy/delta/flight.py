@@ -1,0 +1,87 @@
+"""Work that many wait for and that runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+
+class Flight(Generic[T]):
+    """One run of a coroutine. A waiter that is cancelled leaves; the work goes on for the others and for
+    later.
+    """
+
+    def __init__(self, work: Coroutine[Deferred[Any], Any, T]) -> None:
+        self._waiters: list[Deferred[T]] = []
+        self._outcome: list[T | Failure] = []
+        Deferred.fromCoroutine(work).addBoth(self._land)
+
+    @property
+    def landed(self) -> bool:
+        """Whether the work has ended, well or not."""
+        return bool(self._outcome)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the work has ended in a failure."""
+        return self.landed and isinstance(self._outcome[0], Failure)
+
+    def wait(self) -> Deferred[T]:
+        """A Deferred of the result for one waiter."""
+        waiter: Deferred[T] = Deferred(self._waiters_remove)
+        if self._outcome:
+            _fire(waiter, self._outcome[0])
+        else:
+            self._waiters.append(waiter)
+        return waiter
+
+    def _waiters_remove(self, waiter: Deferred[T]) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def _land(self, outcome: T | Failure) -> None:
+        self._outcome.append(outcome)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            _fire(waiter, outcome)
+
+
+def _fire(waiter: Deferred[T], outcome: T | Failure) -> None:
+    if isinstance(outcome, Failure):
+        waiter.errback(outcome)
+    else:
+        waiter.callback(outcome)
+
+
+async def in_parallel(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) -> Sequence[T]:
+    """The results of the jobs, in their order, with at most `limit` at work. The first failure ends the
+    others.
+    """
+    numbered = list(enumerate(jobs))
+    results: dict[int, T] = {}
+    left = iter(numbered)
+
+    async def work() -> None:
+        for number, job in left:
+            results[number] = await job()
+
+    workers = [Deferred.fromCoroutine(work()) for _ in range(min(limit, len(numbered)))]
+    try:
+        for worker in workers:
+            await worker
+    except BaseException:
+        for worker in workers:
+            worker.addErrback(_expect_cancelled)
+            worker.cancel()
+        raise
+    return [results[number] for number, _ in numbered]
+
+
+def _expect_cancelled(failure: Failure) -> None:
+    """The first failure is the one that counts; what its end does to the others is not news."""
+    failure.trap(CancelledError, Exception)
