@@ -617,7 +617,9 @@ class S3Channel(http.HTTPChannel):
         self._buffer = b""
         self._dataBuffer = []
         self._networkProducer.unregisterProducer()
-        halves: Any = IHalfCloseableDescriptor(self.transport, None) if linger else None
+        # A TLS transport passes for half-closeable, but would close the socket below the TLS session.
+        can_half_close = linger and not self.isSecure()
+        halves: Any = IHalfCloseableDescriptor(self.transport, None) if can_half_close else None
         if halves is None:
             self._let_go_now()
         else:

@@ -2,13 +2,19 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 from attrs import evolve, field, frozen
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
@@ -16,6 +22,7 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
@@ -738,12 +745,17 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    answer: Callable[[EdgeRequest], bytes | int], limits: EdgeLimits = LIMITS
+    answer: Callable[[EdgeRequest], bytes | int],
+    limits: EdgeLimits = LIMITS,
+    certificate: PrivateCertificate | None = None,
 ) -> AsyncIterator[Server]:
     page = Page(answer)
     records: list[RequestRecord] = []
     site = S3Site(page, reactor=reactor, limits=limits, on_finished=records.append)
-    port = reactor.listenTCP(0, site, interface="127.0.0.1")
+    if certificate is None:
+        port = reactor.listenTCP(0, site, interface="127.0.0.1")
+    else:
+        port = reactor.listenSSL(0, site, certificate.options(), interface="127.0.0.1")
     try:
         yield Server(page, site, port.getHost().port, records)
     finally:
@@ -783,6 +795,46 @@ async def test_a_client_reads_its_refusal_even_while_it_sends_ten_megabytes() ->
             )
         )
         assert last.body == b"hello"
+
+
+def self_signed() -> PrivateCertificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.public_key(key.public_key())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    encoding = serialization.Encoding.PEM
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(encoding) + key.private_bytes(
+        encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return cast(PrivateCertificate, PrivateCertificate.loadPEM(pem))
+
+
+def exchange_tls(port: int, data: bytes) -> tuple[str | None, bytes]:
+    """Send everything, then read to the end; also the protocol that TLS negotiated."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    with context.wrap_socket(plain) as client:
+        client.sendall(data)
+        return client.selected_alpn_protocol(), b"".join(iter(lambda: client.recv(65_536), b""))
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL .* objects:DeprecationWarning")
+@ensureDeferred
+async def test_over_tls_requests_are_answered_and_refused_alike() -> None:
+    async with serving(hello, certificate=self_signed()) as server:
+        for data, status in (
+            (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), 200),
+            (b"\x00" * 100, 400),
+            (b"GET /" + b"a" * 1_000_000, 414),
+        ):
+            protocol, received = await deferToThread(exchange_tls, server.port, data)
+            assert protocol == "http/1.1"
+            assert parse(received).status == status
 
 
 @ensureDeferred
