@@ -22,7 +22,8 @@ PATH = "/datalake/trades/MIC%3DXLON/date%3D2024-01-01/part-00000-c000.snappy.par
 CREDENTIALS = Credentials("AKIDALICE", "alice-secret", "t" * 300)
 HEADERS = (("range", "bytes=0-1048575"),)
 KEYS = SigningKeys()
-ROUNDS = 5000
+CALLS = 1000
+ROUNDS = 10
 BOUND = 60.0
 
 
@@ -55,13 +56,15 @@ def verifying(parsed: S3Request) -> Callable[[], None]:
 
 
 def median(work: Callable[[], object]) -> float:
-    """The median time of a call, in microseconds."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter_ns()
-        work()
-        times.append(time.perf_counter_ns() - start)
-    return statistics.median(times) / 1000
+    """The median time of a call in the quietest of several rounds, in microseconds."""
+    return min(statistics.median(timed(work) for _ in range(CALLS)) for _ in range(ROUNDS)) / 1000
+
+
+def timed(work: Callable[[], object]) -> int:
+    """The time of one call in nanoseconds."""
+    start = time.perf_counter_ns()
+    work()
+    return time.perf_counter_ns() - start
 
 
 def main() -> int:
