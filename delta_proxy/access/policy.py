@@ -156,6 +156,8 @@ class Reason(Enum):
     UNKNOWN_TYPE = "a partition column has a type that cannot be compared"
     NOT_A_PARTITION_COLUMN = "the grant names a column that is no partition column"
     UNUSABLE_CONDITION = "a value of the grant is not of its column's type"
+    UNREADABLE_LOG = "the log of the table cannot be understood"
+    UNKNOWN_FEATURE = "the table needs a reader feature that is not known"
 
 
 @attrs.frozen
@@ -199,7 +201,18 @@ class Policy:
             return everyones
         if own is not None:
             return own
-        return NOTHING if self.deny_by_default or alias in self.named else EVERYTHING
+        return NOTHING if self._is_closed(alias) else EVERYTHING
+
+    def admits(self, principal: Principal, alias: str) -> bool:
+        """Whether the table exists for the principal: a grant that holds for it names the table, if only to
+        give nothing of it, or nothing closes the table.
+        """
+        if alias not in self.tables:
+            return False
+        return alias in self.everyone or alias in principal.grants or not self._is_closed(alias)
+
+    def _is_closed(self, alias: str) -> bool:
+        return self.deny_by_default or alias in self.named
 
 
 def parse_filters(value: object, at: str = "") -> Grant:

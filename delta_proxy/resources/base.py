@@ -1,0 +1,124 @@
+"""What every S3 resource does alike: authenticate, answer, and turn errors into S3's XML."""
+
+# isLeaf is twisted.web's name.
+# ruff: noqa: N815
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from delta_proxy.access.identity import Principal
+from delta_proxy.logs import redact_target
+from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.services import Services
+from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
+from delta_proxy.s3.request import S3Request
+from delta_proxy.upstream.relay import BodyCut, ConsumerGone, UpstreamResponse
+
+Fields = tuple[tuple[str, str], ...]
+
+XML: Fields = (("content-type", "application/xml"),)
+
+_log = Logger()
+
+
+@attrs.frozen
+class Answer:
+    """A whole answer: status, header fields, body."""
+
+    status: int
+    headers: Fields = ()
+    body: bytes = b""
+
+
+@attrs.frozen
+class Streamed:
+    """An answer whose body comes from the store while it is sent."""
+
+    status: int
+    headers: Fields
+    upstream: UpstreamResponse
+
+
+class S3Resource(Resource):
+    """A leaf that answers one parsed request; `answer` is what a subclass adds."""
+
+    isLeaf = True
+
+    def __init__(self, services: Services, s3: S3Request) -> None:
+        super().__init__()
+        self.services = services
+        self.s3 = s3
+
+    def render(self, request: EdgeRequest) -> int:
+        """Start the answer; a client that goes away cancels it."""
+        work = Deferred.fromCoroutine(self._serve(request))
+        request.notifyFinish().addErrback(lambda _: work.cancel())
+        return NOT_DONE_YET
+
+    async def answer(self, principal: Principal, request: EdgeRequest) -> Answer | Streamed:
+        """What the principal gets. Raises S3Error."""
+        raise NotImplementedError
+
+    async def _serve(self, request: EdgeRequest) -> None:
+        try:
+            await send(request, await self._authenticated_answer(request))
+        except S3Error as error:
+            request.fail(error)
+        except BodyCut as cut:
+            _log.warn("{target}: the store cut the body: {cut}", target=redact_target(request.uri), cut=cut)
+            request.abort()
+        except (CancelledError, ConsumerGone):
+            return
+        except Exception:  # noqa: BLE001 - the last line of defence: whatever failed, the client gets S3's answer
+            _log.failure("answering {target} failed", target=redact_target(request.uri))
+            request.fail(InternalError())
+
+    async def _authenticated_answer(self, request: EdgeRequest) -> Answer | Streamed:
+        """Who asks is settled before anything that exists is named."""
+        annotate(request, operation=self.s3.operation.value)
+        principal = await self.services.authenticator.authenticate(self.s3, request)
+        annotate(request, principal=principal.id)
+        if self.s3.bucket and self.s3.bucket != self.services.settings.addressing.bucket:
+            raise NoSuchBucket(fields={"BucketName": self.s3.bucket})
+        if self.s3.operation.is_write and self.services.settings.read_only:
+            raise MethodNotAllowed("The proxy is read-only.", fields={"Method": self.s3.method})
+        return await self.answer(principal, request)
+
+
+class ErrorResource(Resource):
+    """Answers a request that could not be parsed."""
+
+    isLeaf = True
+
+    def __init__(self, error: S3Error) -> None:
+        super().__init__()
+        self._error = error
+
+    def render(self, request: EdgeRequest) -> int:
+        """The error, as S3 words it."""
+        request.fail(self._error)
+        return NOT_DONE_YET
+
+
+async def send(request: EdgeRequest, answer: Answer | Streamed) -> None:
+    """Write an answer; returns when its last byte is written."""
+    request.setResponseCode(answer.status)
+    for name, value in answer.headers:
+        request.responseHeaders.addRawHeader(name.encode("ascii"), value.encode("latin-1"))
+    if isinstance(answer, Answer):
+        request.answer(answer.body)
+        return
+    await answer.upstream.send_body(request)
+    request.finish()
+
+
+def annotate(request: EdgeRequest, **changes: Any) -> None:
+    """Add to what the access log and the metrics are told of the request."""
+    request.note = attrs.evolve(request.note, **changes)

@@ -1,0 +1,133 @@
+"""GetObject and HeadObject: what a key is for the principal, then a redirect or a stream."""
+
+from __future__ import annotations
+
+from delta_proxy.access.identity import Principal
+from delta_proxy.config import GetMode
+from delta_proxy.delta.gate import Absent, GrantedTable, Refused, Served, Use, Verdict
+from delta_proxy.resources.base import Answer, Fields, S3Resource, Streamed, annotate
+from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.s3.errors import AccessDenied, NoSuchKey, NotImplementedByProxy, S3Error
+from delta_proxy.s3.headers import Headers
+from delta_proxy.s3.operation import Operation
+from delta_proxy.s3.request import split_key
+from delta_proxy.s3.user_agents import RedirectRule, redirect_rule
+from delta_proxy.upstream.client import TableClient
+
+_SENT_ON = frozenset(
+    {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "x-amz-checksum-mode"}
+)
+"""Request fields the store gets with a streamed read; everything else is the client's own business."""
+
+_HANDED_BACK = frozenset(
+    {
+        "accept-ranges",
+        "cache-control",
+        "content-disposition",
+        "content-encoding",
+        "content-language",
+        "content-length",
+        "content-range",
+        "content-type",
+        "etag",
+        "expires",
+        "last-modified",
+        "x-amz-mp-parts-count",
+        "x-amz-server-side-encryption",
+        "x-amz-storage-class",
+    }
+)
+_HANDED_BACK_PREFIXES = ("x-amz-meta-", "x-amz-checksum-")
+
+_PRESIGN_PREFIX = "x-amz-"
+_SESSION_TOKEN = "x-amz-security-token"  # noqa: S105 - a header's name
+
+
+class ObjectResource(S3Resource):
+    """`/<bucket>/<key>`."""
+
+    async def answer(self, principal: Principal, request: EdgeRequest) -> Answer | Streamed:
+        """The object, when the grant allows it."""
+        if self.s3.operation not in {Operation.GET_OBJECT, Operation.HEAD_OBJECT}:
+            raise NotImplementedByProxy()
+        alias, path = split_key(self.s3.key)
+        annotate(request, table=alias)
+        table = self._table(principal, alias, request)
+        if path is None:
+            raise NoSuchKey(fields={"Key": self.s3.key})
+        served = self._admitted(await self.services.gate.judge(table, path), request)
+        client = self.services.tables[alias]
+        if self._redirects(served):
+            return await self._redirect(client, path)
+        annotate(request, proxied=True)
+        return await self._stream(client, path)
+
+    def _table(self, principal: Principal, alias: str, request: EdgeRequest) -> GrantedTable:
+        opened = self.services.gate.open(principal, alias)
+        if isinstance(opened, GrantedTable):
+            return opened
+        raise self._refusal(opened, request)
+
+    def _admitted(self, verdict: Verdict, request: EdgeRequest) -> Served:
+        if isinstance(verdict, Served):
+            annotate(request, decision="allowed")
+            return verdict
+        raise self._refusal(verdict, request)
+
+    def _refusal(self, verdict: Refused | Absent, request: EdgeRequest) -> S3Error:
+        if isinstance(verdict, Refused):
+            annotate(request, decision=verdict.reason.name.lower())
+            return AccessDenied()
+        annotate(request, decision="absent")
+        return NoSuchKey(fields={"Key": self.s3.key})
+
+    def _redirects(self, served: Served) -> bool:
+        """Never for HEAD, log files or deletion vectors, nor for a client that cannot follow (FACTS: 307)."""
+        settings = self.services.settings
+        if settings.get_mode is not GetMode.PRESIGNED_URL or served.use is not Use.DATA:
+            return False
+        if self.s3.operation is not Operation.GET_OBJECT:
+            return False
+        if settings.proxy_partial and "range" in self.s3.headers:
+            return False
+        return self._rule().follows
+
+    def _rule(self) -> RedirectRule:
+        return redirect_rule(self.s3.headers.get("user-agent") or "", self.services.settings.never_redirect)
+
+    async def _redirect(self, client: TableClient, path: str) -> Answer:
+        """307 to a URL presigned for exactly this object, with the client's own `x-amz-*` fields signed."""
+        dropped = frozenset() if self._rule().resends_token else frozenset({_SESSION_TOKEN})
+        signed = tuple(
+            (name, value)
+            for name, value in self.s3.headers.items
+            if name.startswith(_PRESIGN_PREFIX) and name not in dropped
+        )
+        url = await client.presign(
+            path,
+            headers=signed,
+            query=self._read_query(),
+            expires=self.services.settings.presign_expiry_seconds,
+        )
+        return Answer(307, (("location", url), ("cache-control", "no-store")))
+
+    async def _stream(self, client: TableClient, path: str) -> Streamed:
+        headers = tuple((name, value) for name, value in self.s3.headers.items if name in _SENT_ON)
+        upstream = await client.open(self.s3.method, path, headers=headers, query=self._read_query())
+        return Streamed(upstream.status, _handed_back(upstream.headers), upstream)
+
+    def _read_query(self) -> tuple[tuple[str, str], ...]:
+        """The parameters of a read that the store must see: part number and response overrides."""
+        return tuple(
+            (name, value)
+            for name, value in self.s3.query
+            if name == "partNumber" or name.startswith("response-")
+        )
+
+
+def _handed_back(headers: Headers) -> Fields:
+    return tuple(
+        (name, value)
+        for name, value in headers.items
+        if name in _HANDED_BACK or name.startswith(_HANDED_BACK_PREFIXES)
+    )

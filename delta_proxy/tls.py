@@ -1,0 +1,54 @@
+"""The proxy's own side of TLS."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLContextFactory
+from twisted.internet.ssl import CertificateOptions, TLSVersion
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class UnusableCertificate(ValueError):
+    """A certificate or key that TLS cannot use; the text says which file and why."""
+
+
+def server_context(certificate: pathlib.Path, private_key: pathlib.Path) -> IOpenSSLContextFactory:
+    """TLS 1.2 and newer with a PEM chain (the own certificate first) and its PEM key.
+
+    Raises UnusableCertificate, also when the key is not the certificate's.
+    """
+    chain = [_load(certificate, block) for block in _CERTIFICATE.findall(certificate.read_bytes())]
+    if not chain:
+        raise UnusableCertificate(f"{certificate}: holds no PEM certificate")
+    try:
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, private_key.read_bytes())
+        options = CertificateOptions(
+            privateKey=key,
+            certificate=chain[0],
+            extraCertChain=chain[1:],
+            raiseMinimumTo=TLSVersion.TLSv1_2,
+            acceptableProtocols=[b"http/1.1"],
+        )
+        options.getContext().check_privatekey()
+    except (crypto.Error, SSL.Error, ValueError, TypeError) as error:
+        raise UnusableCertificate(f"{private_key}: {_reason(error)}") from None
+    return options
+
+
+def _load(file: pathlib.Path, block: bytes) -> crypto.X509:
+    try:
+        return crypto.load_certificate(crypto.FILETYPE_PEM, block)
+    except crypto.Error as error:
+        raise UnusableCertificate(f"{file}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """OpenSSL's last word: its errors are lists of (library, function, reason)."""
+    details = error.args[0] if error.args else ""
+    if isinstance(details, list) and details:
+        return str(details[-1][-1])
+    return str(details) or "cannot be used"
