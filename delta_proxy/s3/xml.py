@@ -134,13 +134,11 @@ def escape(text: str) -> str:
 
 def parse_document(body: bytes) -> ElementTree.Element:
     """The root of a UTF-8 document that has no DTD, hence no entities. Raises MalformedDocument."""
-    if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
-        raise MalformedDocument("a document type declaration")
-    # The encoding is forced, so that the search above has seen what the parser sees.
-    parser = ElementTree.XMLParser(encoding="utf-8")  # noqa: S314
+    # A NUL betrays UTF-16, which expat detects by itself: the search must see the text that the parser sees.
+    if b"<!DOCTYPE" in body or b"<!ENTITY" in body or b"\x00" in body:
+        raise MalformedDocument("a document type declaration, or no UTF-8")
     try:
-        parser.feed(body)
-        return parser.close()
+        return ElementTree.fromstring(body.decode("utf-8"))  # noqa: S314 - a DTD has been refused
     except (ElementTree.ParseError, ValueError) as error:
         raise MalformedDocument(str(error)) from None
 
@@ -239,7 +237,10 @@ def _listed(contents: ElementTree.Element, encoded: bool) -> ListedKey:
 
 def _decoded(text: str, encoded: bool) -> str:
     """A name as the store meant it: S3 writes a space as "+" and a plus as "%2B"."""
-    return unquote_plus(text, errors="strict") if encoded else text
+    try:
+        return unquote_plus(text, errors="strict") if encoded else text
+    except UnicodeDecodeError as error:
+        raise MalformedDocument(str(error)) from None
 
 
 def _text(parent: ElementTree.Element, name: str) -> str:
