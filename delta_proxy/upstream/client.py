@@ -148,11 +148,20 @@ class _Request:
 
 
 @frozen
+class _Signed:
+    url: str
+    headers: WireHeaders
+    region: str
+    moment: datetime
+
+
+@frozen
 class _Refusal:
     """An attempt that brought no body: the error to raise and what repeating it needs to know."""
 
     error: S3Error
     retryable: bool
+    signed: _Signed
     status: int | None = None
     code: str = ""
     region: str | None = None
@@ -381,30 +390,31 @@ class TableClient:
             await self._pacing.sleep(delay)
 
     async def _attempt(self, request: _Request) -> IResponse | _Refusal:
-        url, headers = await self._signed(request)
+        signed = await self._signed(request)
         clock, timeouts = self._pacing.clock, self._pacing.timeouts
         started = clock.seconds()
         try:
-            sending = self._send(request, url, headers)
+            sending = self._send(request, signed)
             response = await bounded(sending, clock, timeouts.connect + timeouts.first_byte, drop)
         except _LOST as error:
             self._observe(request, type(error).__name__, started)
             self._log_failure(request.operation, error)
-            return _Refusal(ServiceUnavailable(), retryable=True)
+            return _Refusal(ServiceUnavailable(), retryable=True, signed=signed)
         self._observe(request, str(response.code), started)
-        return response if response.code in {200, 206} else await self._refusal(request, response)
+        return response if response.code in {200, 206} else await self._refusal(request, signed, response)
 
     def _observe(self, request: _Request, outcome: str, started: float) -> None:
         seconds = self._pacing.clock.seconds() - started
         self._upstream.observer.request_finished(request.operation, outcome, seconds)
 
-    def _send(self, request: _Request, url: str, headers: WireHeaders) -> Deferred[IResponse]:
+    def _send(self, request: _Request, signed: _Signed) -> Deferred[IResponse]:
         if not request.control:
-            return self._upstream.agent.request(request.method.encode(), url.encode("ascii"), headers, None)
+            method, url = request.method.encode(), signed.url.encode("ascii")
+            return self._upstream.agent.request(method, url, signed.headers, None)
         answer: Deferred[Any] = self._upstream.control.request(
             request.method,
-            url,
-            headers=headers,
+            signed.url,
+            headers=signed.headers,
             allow_redirects=False,
             unbuffered=True,
             # Only its own time-out would need one; without it treq imports the global reactor.
@@ -412,9 +422,10 @@ class TableClient:
         )
         return answer
 
-    async def _signed(self, request: _Request) -> tuple[str, WireHeaders]:
+    async def _signed(self, request: _Request) -> _Signed:
         credentials = await self._credentials.get()
         region = await self._signing_region()
+        now = self._now()
         at = address(self.location.store, region, self.location.bucket, request.key)
         signed = sigv4.sign(
             request.method,
@@ -425,7 +436,7 @@ class TableClient:
             sigv4.EMPTY_SHA256,
             credentials,
             region,
-            self._now(),
+            now,
             self._upstream.keys,
         )
         wire = WireHeaders({"host": [at.host], "user-agent": [_USER_AGENT]})
@@ -433,7 +444,7 @@ class TableClient:
             wire.addRawHeader("accept-encoding", "identity")
         for name, value in (*request.headers, *signed):
             wire.addRawHeader(name.encode("latin-1"), value.encode("latin-1"))
-        return _with_query(at, request.query), wire
+        return _Signed(_with_query(at, request.query), wire, region, now)
 
     async def _signing_region(self) -> str:
         if self._region is None:
@@ -445,24 +456,27 @@ class TableClient:
         return datetime.fromtimestamp(self._pacing.clock.seconds() + self._skew, UTC)
 
     def _learn(self, refusal: _Refusal, learned: set[str]) -> bool:
-        """Whether the store told something that makes the request worth repeating at once; each thing
-        once.
+        """Whether the store told something that makes the request worth repeating at once; each thing once.
+
+        It is held against what this request was signed with: another one may have learned it meanwhile.
         """
-        if refusal.region is not None and refusal.region != self._region and "region" not in learned:
+        signed = refusal.signed
+        if refusal.region is not None and refusal.region != signed.region and "region" not in learned:
             learned.add("region")
             _log.info("{uri} is in region {region}", uri=self.location.uri, region=refusal.region)
             self._region = refusal.region
             return True
-        if refusal.status == 403 and refusal.date is not None and "skew" not in learned:
-            off = (refusal.date - self._now()) / timedelta(seconds=1)
-            if abs(off) > _SKEW_THAT_MATTERS and refusal.code in {"", "RequestTimeTooSkewed"}:
-                learned.add("skew")
-                _log.warn("{uri}: the store's clock is {off:.0f} s ahead", uri=self.location.uri, off=off)
-                self._skew += off
-                return True
-        return False
+        if refusal.status != 403 or refusal.date is None or "skew" in learned:
+            return False
+        off = (refusal.date - signed.moment) / timedelta(seconds=1)
+        if abs(off) <= _SKEW_THAT_MATTERS or refusal.code not in {"", "RequestTimeTooSkewed"}:
+            return False
+        learned.add("skew")
+        self._skew = refusal.date.timestamp() - self._pacing.clock.seconds()
+        _log.warn("{uri}: the store's clock is {off:.0f} s ahead", uri=self.location.uri, off=self._skew)
+        return True
 
-    async def _refusal(self, request: _Request, response: IResponse) -> _Refusal:
+    async def _refusal(self, request: _Request, signed: _Signed, response: IResponse) -> _Refusal:
         answer = UpstreamResponse(
             response,
             pacing=self._pacing,
@@ -476,6 +490,7 @@ class TableClient:
         return _Refusal(
             _error_for(answer.status, answer.headers),
             retryable=answer.status in RETRYABLE_STATUSES,
+            signed=signed,
             status=answer.status,
             code=code,
             region=region if answer.status in {301, 307, 400} and region and is_region(region) else None,

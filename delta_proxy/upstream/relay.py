@@ -227,7 +227,8 @@ class UpstreamResponse:
             consumer.unregisterProducer()
 
     async def _deliver_whole(self, consumer: IConsumer) -> None:
-        response, stalls = self._response, 0
+        # How many resumptions in a row have brought next to nothing; the first delivery is none.
+        response, stalls = self._response, -1
         while True:
             before = self._sent
             try:
@@ -308,12 +309,12 @@ class UpstreamResponse:
         _log.warn("a body from the store was cut: {cut}", cut=str(cut))
         if self._span is None or self._reopen is None:
             raise BodyCut(f"{cut}; it cannot be resumed")
-        if stalls > self._pacing.policy.resumes:
-            raise BodyCut(f"{cut}; given up after {stalls - 1} resumptions")
+        if stalls >= self._pacing.policy.resumes:
+            raise BodyCut(f"{cut}; given up after {stalls} resumptions")
         span = self._span.after(self._sent)
         if span.length <= 0:
             raise BodyCut(f"{cut}; the store sent more than it announced")
-        await self._pacing.sleep(self._pacing.jitter(max(0, stalls - 1)))
+        await self._pacing.sleep(self._pacing.jitter(stalls))
         try:
             response = await self._reopen(span)
         except (S3Error, TookTooLong) as error:

@@ -6,25 +6,19 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import IO, ParamSpec, Protocol, TypeVar
+from typing import IO, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-P = ParamSpec("P")
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
 # What may wait for the disk before the store is asked to pause.
 _HIGH_WATER = 1024 * 1024
 
 
-class DeferToPool(Protocol):
-    """Runs blocking work in the thread pool, e.g. `functools.partial(deferToThreadPool, reactor, pool)`."""
-
-    def __call__(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]: ...
+# Runs blocking work in the thread pool: (function, *arguments) → its result, as deferToThread does.
+DeferToPool = Callable[..., Deferred[Any]]
 
 
 class TooLarge(Exception):

@@ -1,0 +1,1 @@
+"""Fakes of real parts; each is held to the contract suite its real part passes."""
