@@ -62,6 +62,9 @@ from delta_proxy.s3.xml import error_document
 
 SERVER = b"DeltaS3Proxy"
 CLIENT_CLOSED = 499
+# Bound once: twisted.web.http is a module of deprecated attributes, slow to look things up in.
+_NO_BODY_CODES = http.NO_BODY_CODES
+_write = http.Request.write
 _HELD_BODY_BYTES = 64 * 1024
 
 
@@ -238,7 +241,7 @@ class EdgeRequest(server.Request):
         self.setResponseCode(error.status)
         for name, value in error.headers:
             self.setHeader(name, value)
-        if error.status in http.NO_BODY_CODES:
+        if error.status in _NO_BODY_CODES:
             self.finish()
             return
         self.setHeader(b"Content-Type", b"application/xml")
@@ -256,7 +259,7 @@ class EdgeRequest(server.Request):
         if not self.startedWriting and not self._disconnected and self.channel.closes_after_answer():
             self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         # Past server.Request.write, which looks for a content type to guess at every call.
-        http.Request.write(self, data)
+        _write(self, data)
 
     def finish(self) -> None:
         """End the answer. One that is not as long as its Content-Length said is aborted instead."""
@@ -269,7 +272,7 @@ class EdgeRequest(server.Request):
 
     def _is_whole(self) -> bool:
         declared = self.responseHeaders.getRawHeaders(b"Content-Length")
-        bodiless = self.method == b"HEAD" or self.code in http.NO_BODY_CODES
+        bodiless = self.method == b"HEAD" or self.code in _NO_BODY_CODES
         return declared is None or bodiless or int(declared[0]) == self.sentLength
 
     def refuse(self, error: S3Error) -> None:
