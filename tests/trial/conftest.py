@@ -1,3 +1,3 @@
-"""These tests run under trial, which turns the reactor itself; pytest-twisted already does so in its process."""
+"""These tests run under trial, which turns the reactor itself; under pytest, pytest-twisted already does."""
 
 collect_ignore_glob = ["test_*.py"]
