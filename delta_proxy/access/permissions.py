@@ -283,9 +283,9 @@ class PermissionStore:
             return None
         connection = self._writing.execution_options(isolation_level="AUTOCOMMIT").connect()
         try:
+            driver = connection.connection.driver_connection
             connection.detach()
             connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-            driver = connection.connection.driver_connection
         except BaseException:
             connection.close()
             raise
@@ -497,6 +497,9 @@ class _PostgresListening:
         return changed
 
     def close(self) -> None:
+        # Not by SQLAlchemy: it would first speak to a server that may be gone.
+        self._driver.close()
+        self._connection.invalidate()
         self._connection.close()
 
 
