@@ -40,6 +40,7 @@ DEFAULT_SESSION_SECONDS = 3_600
 SESSION_KEY_PREFIX = "ASIA"
 MAX_TOKEN_LENGTH = 6_144
 MAX_BODY_BYTES = 65_536
+_OPENED = 4_096
 _FORMAT = b"\x01"
 _KEY_ID_BYTES = 4
 _NONCE_BYTES = 12
@@ -97,6 +98,8 @@ class SessionTokens:
     def __init__(self, keys: SecretKeys, random: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._sealers = tuple(_Sealer.of(key) for key in keys.keys)
         self._random = random
+        # A client sends its token with every request; only tokens that opened are kept.
+        self._opened: dict[tuple[str, str], SessionIdentity] = {}
 
     def issue(self, principal: str, groups: Iterable[str], seconds: int, now: datetime) -> SessionCredentials:
         """Credentials for `seconds` (900 to 43200) from `now`.
@@ -123,6 +126,17 @@ class SessionTokens:
         Raises InvalidToken when it is not a token of these keys for this access key, ExpiredToken from its
         end on.
         """
+        known = self._opened.get((token, access_key))
+        if known is None:
+            known = self._open(token, access_key)
+            if len(self._opened) >= _OPENED:
+                self._opened.clear()
+            self._opened[token, access_key] = known
+        if now >= known.expires:
+            raise ExpiredToken
+        return known
+
+    def _open(self, token: str, access_key: str) -> SessionIdentity:
         raw = _canonical_bytes(token)
         if _ACCESS_KEY.match(access_key) is None or len(raw) <= _HEADER_BYTES or raw[:1] != _FORMAT:
             raise InvalidToken
@@ -134,7 +148,7 @@ class SessionTokens:
                 text = sealer.cipher.decrypt(nonce, sealed, _bound(header, access_key))
             except InvalidTag:
                 continue
-            return _identity(text, sealer.secret(access_key, token), now)
+            return _identity(text, sealer.secret(access_key, token))
         raise InvalidToken
 
 
@@ -308,13 +322,11 @@ def _canonical_bytes(token: str) -> bytes:
     return raw
 
 
-def _identity(text: bytes, secret: Secret, now: datetime) -> SessionIdentity:
+def _identity(text: bytes, secret: Secret) -> SessionIdentity:
     claims = orjson.loads(text)
     issued = datetime.fromtimestamp(claims["i"], UTC)
     expires = datetime.fromtimestamp(claims["e"], UTC)
     # A seal of the right key with a longer life than any session has is not one of `issue`.
     if expires - issued > timedelta(seconds=MAX_SESSION_SECONDS):
         raise InvalidToken
-    if now >= expires:
-        raise ExpiredToken
     return SessionIdentity(claims["p"], frozenset(claims["g"]), secret, issued, expires)
