@@ -205,6 +205,13 @@ def test_a_body_of_another_length_than_announced_is_incomplete() -> None:
             decode(decoder, body.encoded)
 
 
+def test_a_chunk_beyond_the_announced_length_is_refused_before_its_bytes_are_given_out() -> None:
+    decoder = ChunkedDecoder(Framing.UNSIGNED_TRAILER, decoded_length=4, declared=[CRC32])
+    assert decoder.feed(b"4\r\nabcd\r\n") == [b"abcd"]
+    with pytest.raises(IncompleteBody):
+        decoder.feed(b"1\r\n")
+
+
 @pytest.mark.parametrize("body", BODIES, ids=NAMES)
 def test_a_body_cut_anywhere_is_refused(body: Body) -> None:
     for end in range(len(body.encoded)):
