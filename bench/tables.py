@@ -1,11 +1,14 @@
-"""Generated Delta tables: the logs only, without data files."""
+"""Generated Delta tables, the logs only, and a table in a folder as the source of the metadata cache."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import attrs
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,12 +77,14 @@ def path(number: int) -> str:
     """The path of the n-th file, about 100 characters, in no order."""
     mic, date = partition(number)
     scrambled = number * 2654435761 % (1 << 32)
-    return f"MIC={mic}/date={date}/part-{number % 200:05d}-{scrambled:08x}-4a6e-8d5e-{number:012x}.c000.snappy.parquet"
+    name = f"part-{number % 200:05d}-{scrambled:08x}-4a6e-8d5e-{number:012x}.c000.snappy.parquet"
+    return f"MIC={mic}/date={date}/{name}"
 
 
 def stats(number: int) -> str:
     """The statistics of the n-th file, as a string like delta-spark writes."""
-    return f'{{"numRecords":{number % 1000},"minValues":{{"price":{number}.5}},"maxValues":{{"price":{number}.75}}}}'
+    counts = f'"numRecords":{number % 1000}'
+    return f'{{{counts},"minValues":{{"price":{number}.5}},"maxValues":{{"price":{number}.75}}}}'
 
 
 def write_checkpoint(log: Path, version: int, files: int, batch: int = 50_000) -> Path:
@@ -123,3 +128,54 @@ def write_commit(log: Path, version: int, numbers: Iterable[int], *, header: boo
         for number in numbers:
             file.write(orjson.dumps({"add": add(number)}) + b"\n")
     return target
+
+
+@attrs.frozen
+class FolderObject:
+    """A file of a folder, listed or read. `path` is relative to the folder."""
+
+    path: str
+    size: int
+    etag: str
+    body: bytes = b""
+
+
+@attrs.frozen
+class FolderPage:
+    """A page of the listing of a folder."""
+
+    objects: tuple[FolderObject, ...]
+    truncated: bool
+
+
+class FolderLog:
+    """A table in a local folder, as a LogSource. `asked` records what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+
+    async def list(
+        self, prefix: str = "", *, delimiter: str = "", start_after: str = "", max_keys: int = 1000
+    ) -> FolderPage:
+        """A page of the files below the folder, in the order of their paths."""
+        self.asked.append(f"list {start_after}")
+        files = (file for file in self.folder.rglob("*") if file.is_file())
+        paths = sorted(file.relative_to(self.folder).as_posix() for file in files)
+        chosen = [path for path in paths if path.startswith(prefix) and path > start_after]
+        return FolderPage(tuple(self._listed(path) for path in chosen[:max_keys]), len(chosen) > max_keys)
+
+    def _listed(self, path: str) -> FolderObject:
+        status = (self.folder / path).stat()
+        stamp = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+        return FolderObject(path, status.st_size, hashlib.sha256(stamp.encode()).hexdigest())
+
+    async def read(self, path: str, *, limit: int) -> FolderObject:
+        """A file, whole."""
+        self.asked.append(f"read {path}")
+        return attrs.evolve(self._listed(path), body=(self.folder / path).read_bytes())
+
+    async def download(self, path: str, into: Path) -> object:
+        """Copy a file."""
+        self.asked.append(f"download {path}")
+        return shutil.copyfile(self.folder / path, into)

@@ -19,7 +19,7 @@ from .index import Anchor, Overlay, TableIndex, TupleTable, columns_from_json, c
 from .paths import TableRoot
 from .rows import NONE, FileKind, Int32s, make_rows
 from .scan import Header, InForce, LogContent, Moment, Scanner
-from .segment import InvalidSegment, Segment, SegmentBuilder
+from .segment import RUN_BYTES, InvalidSegment, Segment, SegmentBuilder
 
 OVERLAY_LIMIT: Final = 50_000
 
@@ -85,16 +85,19 @@ def build(
     commits: Sequence[LogContent],
     anchor: Anchor,
     previous: TableIndex | None = None,
+    *,
+    run_bytes: int = RUN_BYTES,
 ) -> TableIndex:
     """Read a segment of the log and write its index.
 
-    `previous` is an older index of the same table whose log was cut: what it knows is kept. Raises LogError
+    `previous` is an older index of the same table whose log was cut: what it knows is kept. Beyond
+    `run_bytes` of rows the disk is used to sort them. Raises LogError
     when the log cannot be understood and OSError when the index cannot be written.
     """
     tuples = TupleTable() if previous is None else previous.tuples
     scanner, state = Scanner(tuples, place.root), _InForce()
     version = checkpoint.version if checkpoint else -1
-    with SegmentBuilder(place.directory) as builder:
+    with SegmentBuilder(place.directory, run_bytes) as builder:
         if checkpoint is not None:
             for rows in _checkpoint_rows(scanner, checkpoint, state):
                 builder.add(rows)
@@ -290,6 +293,11 @@ def _rebased(
             builder.add(batch)
         _add_index(builder, index, history=False)
         return _written(place, builder, taken_in(index))
+
+
+def rebased(place: Place, index: TableIndex) -> TableIndex:
+    """The same index with its overlay merged into a new base."""
+    return _rebased(place, index, (), lambda grown: grown)
 
 
 def _add_index(builder: SegmentBuilder, index: TableIndex, *, history: bool) -> None:

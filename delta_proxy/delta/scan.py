@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -482,17 +482,18 @@ def _distinct_maps(maps: pa.MapArray, file: str) -> tuple[list[Values | None], I
     if np.count_nonzero(cells) != len(keys):
         raise LogError(file, None, "partitionValues with a key twice")
     code, first = _number_rows(np.column_stack((null.astype(np.int64), cells)), len(values.dictionary) + 2)
-    return [_map_of(cells[row], names, values.dictionary, null[row]) for row in first.tolist()], code
+    used = np.unique(cells[first])
+    used = used[used > 1]
+    texts = dict(zip(used.tolist(), values.dictionary.take(pa.array(used - 2)).to_pylist(), strict=True))
+    texts[1] = None
+    maps_of = (_map_of(row, names, texts) for row in cells[first].tolist())
+    return [
+        None if is_null else found for found, is_null in zip(maps_of, null[first].tolist(), strict=True)
+    ], code
 
 
-def _map_of(cells: Int64s, names: list[str], values: pa.Array, null: bool) -> Values | None:
-    if null:
-        return None
-    return {
-        name: None if cell == 1 else values[cell - 2].as_py()
-        for name, cell in zip(names, cells.tolist(), strict=True)
-        if cell
-    }
+def _map_of(cells: list[int], names: list[str], texts: Mapping[int, str | None]) -> Values:
+    return {name: texts[cell] for name, cell in zip(names, cells, strict=True) if cell}
 
 
 def _number_rows(cells: Int64s, radix: int) -> tuple[Int64s, Int64s]:

@@ -28,7 +28,7 @@ FORMAT: Final = "delta-proxy-index 1"
 _FILE_SCHEMA: Final = pa.schema(
     [*(field for field in ROW_SCHEMA if field.name != "seq"), pa.field("compound", pa.uint8())]
 )
-_RUN_BYTES: Final = 192 << 20
+RUN_BYTES: Final = 192 << 20
 _FIRST_LOOK: Final = 64
 
 
@@ -249,7 +249,7 @@ class SegmentBuilder:
     temporary files.
     """
 
-    def __init__(self, directory: Path, run_bytes: int = _RUN_BYTES) -> None:
+    def __init__(self, directory: Path, run_bytes: int = RUN_BYTES) -> None:
         self._directory = directory
         self._run_bytes = run_bytes
         self._pending: list[pa.RecordBatch] = []
@@ -301,6 +301,7 @@ class SegmentBuilder:
 
     def _sorted(self) -> Iterator[tuple[pa.RecordBatch, Bytes]]:
         pending, self._pending, self._pending_bytes = self._pending, [], 0
+        pa.default_memory_pool().release_unused()
         for rows in sorted_slices(pending):
             yield reconcile(rows)
 
