@@ -36,6 +36,8 @@ BATCH_ROWS = 65_536
 _FLUSH_BYTES = 64 * 1024 * 1024
 _ZEROS = bytes(256 * 1024)
 _MAGIC = b"PAR1"
+# What pyarrow raises for files it cannot read; a key twice in a map of the metaData is a KeyError.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 # The field that says whether a row holds the action: some writers leave an empty struct where there is none.
 _KEY_FIELDS = {
@@ -60,17 +62,20 @@ _SHORT_TEXT = re.compile(rb"[0-9A-Za-z.+_-]{0,64}")
 
 @attrs.frozen
 class _Effort:
-    """One way to write the file; later ones make smaller files."""
+    """One way to write the file."""
 
-    level: int
+    codec: str = "zstd"
+    level: int | None = None
     statistics: bool = True
     stats: bool = True
 
 
+# Each is tried when those before made too large a file; in tiny pages zstd costs more than it saves.
 _EFFORTS = (
     _Effort(level=3),
     _Effort(level=15),
     _Effort(level=15, statistics=False),
+    _Effort("snappy", statistics=False),
     _Effort(level=15, statistics=False, stats=False),
 )
 
@@ -97,7 +102,7 @@ def read_manifest(source: pathlib.Path) -> Manifest:
     try:
         with _opened(source) as file:
             return _manifest(file)
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise ViewError("a checkpoint cannot be read") from error
 
 
@@ -119,7 +124,7 @@ def rewrite(source: pathlib.Path, target: pathlib.Path, grant: ViewGrant) -> Rew
             if padding >= 0:
                 _pad(target, padding)
                 return attrs.evolve(written, padding=padding)
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise ViewError("a checkpoint cannot be rewritten") from error
     raise ViewError("the filtered checkpoint does not fit the size of the original")
 
@@ -139,13 +144,14 @@ def _write(
         with pq.ParquetWriter(
             target,
             schema,
-            compression="zstd",
+            compression=effort.codec,
             compression_level=effort.level,
             use_dictionary=_dictionary_columns(schema),
             write_statistics=effort.statistics,
             store_schema=False,
             version="2.6",
         ) as writer:
+            writer.add_key_value_metadata(_footer_keys(file))
             for batches in _grouped(_filtered(file, schema, judge, effort)):
                 table = pa.Table.from_batches(batches, schema)
                 rows += table.num_rows
@@ -214,12 +220,10 @@ def _decoded(array: pa.Array) -> pa.Array:
 def _kept(batch: pa.RecordBatch, judge: _Judge) -> npt.NDArray[np.bool_]:
     """Which rows stay. Raises ViewError for a row with two actions."""
     present = {name: _present(batch.column(name), name) for name in _KEY_FIELDS if name in batch.schema.names}
-    if (
-        sum((rows.astype(np.int8) for rows in present.values()), np.zeros(batch.num_rows, np.int8)).max(
-            initial=0
-        )
-        > 1
-    ):
+    held = np.zeros(batch.num_rows, np.int8)
+    for rows in present.values():
+        held += rows
+    if held.max(initial=0) > 1:
         raise ViewError("a row of a checkpoint holds more than one action")
     keep = np.zeros(batch.num_rows, np.bool_)
     for name in ("metaData", "protocol", *_KEPT_FIELDS):
@@ -228,8 +232,8 @@ def _kept(batch: pa.RecordBatch, judge: _Judge) -> npt.NDArray[np.bool_]:
         domains = _field(batch.column("domainMetadata"), "domain")
         keep |= pc.is_in(domains, pa.array(sorted(KEPT_DOMAINS), domains.type)).to_numpy(zero_copy_only=False)
     if "add" in present:
-        rows = np.flatnonzero(present["add"])
-        keep[rows[judge.shown(batch.column("add"), rows)]] = True
+        adds = np.flatnonzero(present["add"])
+        keep[adds[judge.shown(batch.column("add"), adds)]] = True
     return keep
 
 
@@ -365,16 +369,18 @@ def _actions(batch: pa.RecordBatch, name: str) -> list[dict[str, Any]]:
 
 
 def _target_schema(source: pathlib.Path, file: pq.ParquetFile) -> pa.Schema:
-    """The schema to write: no dictionaries, INT96 as UTC microseconds, footer keys that readers need."""
+    """The schema to write: no dictionaries, INT96 as microseconds in UTC, no metadata."""
     with pq.ParquetFile(source, coerce_int96_timestamp_unit="ns") as exact:
         pairs = zip(file.schema_arrow, exact.schema_arrow, strict=True)
         fields = [_plain_field(field, other) for field, other in pairs]
-    kept = {
-        key: value
-        for key, value in (file.metadata.metadata or {}).items()
-        if key in _KEPT_FOOTER_KEYS and _SHORT_TEXT.fullmatch(value)
+    return pa.schema(fields)
+
+
+def _footer_keys(file: pq.ParquetFile) -> dict[bytes, bytes]:
+    keys: dict[bytes, bytes] = file.metadata.metadata or {}
+    return {
+        key: value for key, value in keys.items() if key in _KEPT_FOOTER_KEYS and _SHORT_TEXT.fullmatch(value)
     }
-    return pa.schema(fields, metadata=kept)
 
 
 def _plain_field(field: pa.Field, exact: pa.Field) -> pa.Field:

@@ -123,8 +123,13 @@ class _Scan:
 
     @classmethod
     def start(cls, grant: ViewGrant, role: FileRole, columns: Columns | None) -> _Scan:
-        before = grant.judge(grant.columns)
+        before = _undecided if grant.columns is None else grant.judge(grant.columns)
         return cls(grant, role, before if columns is None else grant.judge(columns), before, columns)
+
+
+def _undecided(_: Mapping[str, str | None]) -> bool:
+    """Stands for a judge until the file's own metaData is found, with which the file is scanned again."""
+    return False
 
 
 def _run(path: pathlib.Path, scanning: _Scan) -> bool:
@@ -145,6 +150,8 @@ def _run(path: pathlib.Path, scanning: _Scan) -> bool:
             if outcome:
                 kept += len(line) - line.endswith(b"\n")
         scanning.ends_with_newline = bool(fates) and line.endswith(b"\n")
+    if scanning.judged and scanning.columns is None and scanning.grant.columns is None:
+        raise ViewError("no metaData is in force for the files of the log file")
     scanning.kept_bytes = kept
     return True
 
@@ -253,8 +260,7 @@ def _remove(scanning: _Scan, action: dict[str, Any]) -> _Fate:
     elif history is False or not isinstance(values, dict):
         granted = False
     else:
-        before = scanning.grant.columns is not None and scanning.permits_before(values)
-        granted = before or scanning.permits(values)
+        granted = scanning.permits_before(values) or scanning.permits(values)
     return _loudness(action) if granted else _Fate.DROP
 
 
