@@ -241,7 +241,7 @@ class UpstreamResponse:
         if self._stopped:
             drop(response)
             raise ConsumerGone()
-        done: Deferred[None] = Deferred(self._cancelled)
+        done: Deferred[None] = Deferred()
         body = self._body = _Body(self, consumer, done)
         if not self._paused:
             self._wait_for_more()
@@ -282,9 +282,6 @@ class UpstreamResponse:
         if body is not None:
             body.stop()
         return body
-
-    def _cancelled(self, done: Deferred[None]) -> None:
-        self._abandon()
 
     def _wait_for_more(self) -> None:
         self._stop_waiting()

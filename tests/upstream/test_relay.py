@@ -1,20 +1,26 @@
 """Bodies on their way from a store to a consumer, over real sockets."""
-# ruff: noqa: N802
+# ruff: noqa: N802, N815
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
 
 from delta_proxy.s3.errors import ServiceUnavailable, SlowDown
 from delta_proxy.s3.headers import Headers
+from delta_proxy.upstream.agent import make_agent, make_pool
 from delta_proxy.upstream.client import TableClient
-from delta_proxy.upstream.relay import BodyCut, ConsumerGone, Span, span_of
+from delta_proxy.upstream.relay import BodyCut, ConsumerGone, Span, drop, span_of
 from delta_proxy.upstream.retry import RetryPolicy, Timeouts
 
 from .conftest import MakeRig, MakeStore
@@ -27,6 +33,7 @@ from .parts import (
     cuts,
     in_reactor,
     part,
+    reactor,
     sends,
     silent,
     soon,
@@ -36,7 +43,7 @@ BODY = bytes(range(256)) * 40
 LARGE = 8 * 1024 * 1024
 
 
-async def fetched(table: TableClient, consumer: Collector) -> int:
+async def fetched(table: TableClient, consumer: Any) -> int:
     """The number of bytes that the consumer was sent of an object."""
     return await (await table.open("GET", "x")).send_body(consumer)
 
@@ -256,6 +263,50 @@ async def test_when_the_client_goes_the_connection_to_the_store_is_aborted(
         await done
     await store.lines[0].lost
     assert len(store.calls) == 1
+
+
+class Passing(Resource):
+    """A web resource that passes an object on, as the proxy does."""
+
+    isLeaf: ClassVar[bool] = True  # type: ignore[misc]
+
+    def __init__(self, table: TableClient) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._table = table
+        self.ended: Deferred[BaseException] = Deferred()
+
+    def render(self, request: Request) -> int:
+        """The object's bytes."""
+        sending = Deferred.fromCoroutine(fetched(self._table, request))
+        request.notifyFinish().addErrback(lambda _: sending.cancel())
+        sending.addErrback(self._note)
+        return NOT_DONE_YET
+
+    def _note(self, failure: Failure) -> int:
+        self.ended.callback(cast(BaseException, failure.value))
+        return 0
+
+
+@in_reactor
+async def test_a_web_client_that_goes_away_ends_the_transfer_without_a_fault(
+    rig: Rig, make_store: MakeStore
+) -> None:
+    store = make_store(sends(answer(b"x" * 1000, length=LARGE)))
+    passing = Passing(rig.table(store.endpoint))
+    site = Site(passing, timeout=None)  # type: ignore[no-untyped-call]
+    port = reactor.listenTCP(0, site, interface="127.0.0.1")
+    faults: list[LogEvent] = []
+    observer = cast(ILogObserver, faults.append)
+    globalLogPublisher.addObserver(observer)
+    pool = make_pool(reactor)
+    response = await make_agent(reactor, pool).request(b"GET", b"http://127.0.0.1:%d/" % port.getHost().port)
+    drop(response)
+
+    assert isinstance(await passing.ended, CancelledError | ConsumerGone)
+    await store.lines[0].lost
+    await port.stopListening()
+    globalLogPublisher.removeObserver(observer)
+    assert [event for event in faults if event["log_level"] is LogLevel.critical] == []
 
 
 @in_reactor
