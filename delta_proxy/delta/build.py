@@ -94,6 +94,8 @@ def build(
     `run_bytes` of rows the disk is used to sort them. Raises LogError
     when the log cannot be understood and OSError when the index cannot be written.
     """
+    if previous is not None and previous.metadata.id != _identity(place.root, checkpoint, commits):
+        previous = None
     tuples = TupleTable() if previous is None else previous.tuples
     scanner, state = Scanner(tuples, place.root), _InForce()
     version = checkpoint.version if checkpoint else -1
@@ -106,7 +108,7 @@ def build(
             for rows in _commit_rows(scanner, content, state):
                 builder.add(rows)
         metadata = state.result("_delta_log")
-        if previous is not None and previous.metadata.id == metadata.id:
+        if previous is not None:
             _add_index(builder, previous, history=True)
         unwritten = TableIndex(
             tuples,
@@ -120,6 +122,18 @@ def build(
             outside=scanner.outside,
         )
         return _written(place, builder, unwritten)
+
+
+def _identity(
+    root: TableRoot, checkpoint: CheckpointContent | None, commits: Sequence[LogContent]
+) -> str | None:
+    """The id of the table that a segment of the log is of."""
+    scanner = Scanner(TupleTable(), root)
+    for content in (*reversed(commits), *(checkpoint.files if checkpoint else ())):
+        metadata = scanner.header(content).metadata
+        if metadata is not None:
+            return metadata.id
+    return None
 
 
 def _checkpoint_rows(
