@@ -131,7 +131,7 @@ def write_table(uri: str, storage_options: Mapping[str, str]) -> None:
 def read_deltalake(at: Endpoint, mic: str) -> Reading:
     """Read one MIC with deltalake."""
     table = deltalake.DeltaTable(at.uri, storage_options=at.storage_options)
-    quantities = table.to_pyarrow_table(partitions=[("MIC", "=", mic)], columns=["quantity"])["quantity"]
+    quantities = table.to_pyarrow_table(filters=[("MIC", "=", mic)], columns=["quantity"])["quantity"]
     return Reading(len(quantities), sum(quantities.to_pylist()))
 
 
@@ -233,7 +233,7 @@ def paste_lines(at: Endpoint) -> str:
 deltalake
     from deltalake import DeltaTable
     table = DeltaTable("{at.uri}", storage_options=options)
-    table.to_pyarrow_table(partitions=[("MIC", "=", "XETR")])
+    table.to_pyarrow_table(filters=[("MIC", "=", "XETR")])
 
 duckdb (with its extensions httpfs and delta)
     CREATE SECRET (TYPE s3, KEY_ID '{ACCESS_KEY}', SECRET '{SECRET_KEY}', REGION '{at.region}',

@@ -76,6 +76,12 @@ def trades(store: Store, get_mode: str, proxy_for: ProxyFor) -> Proxy:
     return proxy_for(store, **trades_settings(get_mode))
 
 
+@pytest.fixture
+def listing(store: Store, proxy_for: ProxyFor) -> Proxy:
+    """The proxy of `trades` for what does not depend on how a GET is answered."""
+    return proxy_for(store, **trades_settings("presignedUrl"))
+
+
 def trades_settings(get_mode: str) -> dict[str, Any]:
     """The settings of a proxy that grants two of the four MICs of the demo's table."""
     return {

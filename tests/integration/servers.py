@@ -6,6 +6,7 @@ Each is started on a free port of the loopback interface, waited for, and ended 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -57,17 +58,23 @@ class Endpoint:
             "aws_virtual_hosted_style_request": "false",
         }
 
-    def boto3(self, **config: Any) -> Any:
-        """A boto3 client."""
-        settings = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 1}, **config}
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.url,
-            region_name=REGION,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=botocore.config.Config(**settings),
-        )
+    def boto3(self) -> Any:
+        """A boto3 client, path-style, that tries once."""
+        return _boto3_client(self.url, self.access_key, self.secret_key)
+
+
+@functools.cache
+def _boto3_client(url: str, access_key: str, secret_key: str) -> Any:
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=botocore.config.Config(
+            s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, max_pool_connections=16
+        ),
+    )
 
 
 @attrs.frozen
@@ -80,7 +87,7 @@ class Store(Endpoint):
 
     def upload(self, folder: pathlib.Path, prefix: str) -> None:
         """Put every file below the folder under the prefix, by its relative path."""
-        client = self.boto3(max_pool_connections=8)
+        client = self.boto3()
 
         def put(file: pathlib.Path) -> None:
             key = f"{prefix}/{file.relative_to(folder).as_posix()}"

@@ -78,20 +78,20 @@ def as_reading(table: pa.Table) -> demo.Reading:
 @pytest.mark.parametrize("mic", GRANTED)
 def test_deltalake_reads_a_granted_partition(trades: Proxy, mic: str) -> None:
     table = DeltaTable(URI, storage_options=trades.storage_options)
-    assert as_reading(table.to_pyarrow_table(partitions=[("MIC", "=", mic)])) == demo.expected(mic)
+    assert as_reading(table.to_pyarrow_table(filters=[("MIC", "=", mic)])) == demo.expected(mic)
 
 
 @pytest.mark.parametrize("mic", DENIED)
 def test_deltalake_is_refused_a_partition_outside_the_grant(trades: Proxy, mic: str) -> None:
     table = DeltaTable(URI, storage_options=trades.storage_options)
     with pytest.raises(Exception, match=r"403|AccessDenied|Forbidden"):
-        table.to_pyarrow_table(partitions=[("MIC", "=", mic)])
+        table.to_pyarrow_table(filters=[("MIC", "=", mic)])
 
 
 def test_deltalake_reads_an_earlier_version(trades: Proxy, store: Store) -> None:
     def rows(options: dict[str, str], uri: str) -> int:
         table = DeltaTable(uri, version=3, storage_options=options)
-        return int(table.to_pyarrow_table(partitions=[("MIC", "=", "XLON")]).num_rows)
+        return int(table.to_pyarrow_table(filters=[("MIC", "=", "XLON")]).num_rows)
 
     direct = rows(store.storage_options, f"s3://{BUCKET}/{TRADES}")
     assert rows(trades.storage_options, URI) == direct == sum(60 + day for day in range(4))
@@ -116,10 +116,10 @@ def test_pyarrow_lists_and_reads_only_what_is_granted(trades: Proxy, store: Stor
         assert file.read() == body_of(store, path)
 
 
-def test_pyarrow_is_refused_a_file_outside_the_grant(trades: Proxy, store: Store) -> None:
+def test_pyarrow_is_refused_a_file_outside_the_grant(listing: Proxy, store: Store) -> None:
     path = keys_of(store, "XPAR")[0]
     with pytest.raises(OSError, match=r"ACCESS_DENIED|403|AccessDenied"):
-        arrow_filesystem(trades).open_input_file(f"{demo.PROXY_BUCKET}/{TRADES}/{path}")
+        arrow_filesystem(listing).open_input_file(f"{demo.PROXY_BUCKET}/{TRADES}/{path}")
 
 
 @pytest.mark.parametrize("mic", GRANTED)
@@ -128,8 +128,8 @@ def test_polars_scan_delta_reads_a_granted_partition(trades: Proxy, mic: str) ->
     assert as_reading(frame.collect().to_arrow()) == demo.expected(mic)
 
 
-def test_polars_scan_delta_is_refused_a_partition_outside_the_grant(trades: Proxy) -> None:
-    frame = pl.scan_delta(URI, storage_options=trades.storage_options).filter(pl.col("MIC") == "XPAR")
+def test_polars_scan_delta_is_refused_a_partition_outside_the_grant(listing: Proxy) -> None:
+    frame = pl.scan_delta(URI, storage_options=listing.storage_options).filter(pl.col("MIC") == "XPAR")
     with pytest.raises(Exception, match=r"403|AccessDenied|Forbidden"):
         frame.collect()
 
@@ -158,9 +158,9 @@ def test_duckdb_read_parquet_over_every_partition_finds_the_granted_ones(trades:
     assert rows == {mic: demo.expected(mic).rows for mic in GRANTED}
 
 
-def test_duckdb_is_refused_a_partition_outside_the_grant(trades: Proxy) -> None:
+def test_duckdb_is_refused_a_partition_outside_the_grant(listing: Proxy) -> None:
     with (
-        duckdb_connection(trades) as connection,
+        duckdb_connection(listing) as connection,
         pytest.raises(duckdb.Error, match=r"403|AccessDenied|Forbidden"),
     ):
         connection.execute("SELECT sum(quantity) FROM delta_scan(?) WHERE MIC = 'XMIL'", [URI]).fetchall()
@@ -174,9 +174,9 @@ def test_pandas_with_s3fs_reads_a_granted_file(trades: Proxy, store: Store) -> N
     assert len(through) > 0
 
 
-def test_pandas_with_s3fs_is_refused_a_file_outside_the_grant(trades: Proxy, store: Store) -> None:
+def test_pandas_with_s3fs_is_refused_a_file_outside_the_grant(listing: Proxy, store: Store) -> None:
     with pytest.raises(PermissionError):
-        pd.read_parquet(f"{URI}/{keys_of(store, 'XMIL')[0]}", storage_options=s3fs_options(trades))
+        pd.read_parquet(f"{URI}/{keys_of(store, 'XMIL')[0]}", storage_options=s3fs_options(listing))
 
 
 def test_boto3_gets_the_bytes_of_a_granted_file(trades: Proxy, store: Store) -> None:
@@ -193,8 +193,8 @@ def test_boto3_downloads_a_granted_file(trades: Proxy, store: Store, tmp_path: p
 
 
 @pytest.mark.parametrize("mic", DENIED)
-def test_boto3_is_refused_every_file_outside_the_grant(trades: Proxy, store: Store, mic: str) -> None:
-    client = trades.boto3()
+def test_boto3_is_refused_every_file_outside_the_grant(listing: Proxy, store: Store, mic: str) -> None:
+    client = listing.boto3()
     for path in keys_of(store, mic):
         for call in (client.get_object, client.head_object):
             with pytest.raises(botocore.exceptions.ClientError) as refusal:
@@ -205,10 +205,10 @@ def test_boto3_is_refused_every_file_outside_the_grant(trades: Proxy, store: Sto
 @pytest.mark.parametrize("page_size", [1, 2, 7, 1000])
 @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
 def test_boto3_pages_through_the_granted_keys_in_order(
-    trades: Proxy, store: Store, operation: str, page_size: int
+    listing: Proxy, store: Store, operation: str, page_size: int
 ) -> None:
     pages = list(
-        trades.boto3()
+        listing.boto3()
         .get_paginator(operation)
         .paginate(Bucket=demo.PROXY_BUCKET, Prefix=f"{TRADES}/MIC=", PaginationConfig={"PageSize": page_size})
     )
@@ -218,9 +218,9 @@ def test_boto3_pages_through_the_granted_keys_in_order(
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 7])
-def test_boto3_sees_common_prefixes_only_where_something_is_granted(trades: Proxy, page_size: int) -> None:
+def test_boto3_sees_common_prefixes_only_where_something_is_granted(listing: Proxy, page_size: int) -> None:
     pages = (
-        trades.boto3()
+        listing.boto3()
         .get_paginator("list_objects_v2")
         .paginate(
             Bucket=demo.PROXY_BUCKET,
@@ -296,7 +296,7 @@ def test_a_file_that_was_committed_a_moment_ago_is_served(store: Store, proxy_fo
 
     def rows() -> int:
         table = DeltaTable(f"s3://{demo.PROXY_BUCKET}/{prefix}", storage_options=proxy.storage_options)
-        return int(table.to_pyarrow_table(partitions=[("MIC", "=", "XLON")]).num_rows)
+        return int(table.to_pyarrow_table(filters=[("MIC", "=", "XLON")]).num_rows)
 
     assert rows() == 60
     write_deltalake(
@@ -309,8 +309,8 @@ def test_a_file_that_was_committed_a_moment_ago_is_served(store: Store, proxy_fo
     assert rows() == 60 + 61
 
 
-def test_the_clients_credentials_are_not_the_stores(trades: Proxy, store: Store) -> None:
-    stranger = Endpoint(trades.url, access_key="someone", secret_key="else")
+def test_the_clients_credentials_are_not_the_stores(listing: Proxy, store: Store) -> None:
+    stranger = Endpoint(listing.url, access_key="someone", secret_key="else")
     answer = stranger.boto3().get_object(
         Bucket=demo.PROXY_BUCKET, Key=f"{TRADES}/{keys_of(store, 'XLON')[0]}"
     )
