@@ -75,9 +75,16 @@ _EFFORTS = (
     _Effort(level=3),
     _Effort(level=15),
     _Effort(level=15, statistics=False),
-    _Effort("snappy", statistics=False),
     _Effort(level=15, statistics=False, stats=False),
 )
+_SMALL_EFFORTS = (
+    _Effort(level=3, statistics=False),
+    _Effort("snappy", statistics=False),
+    _Effort(level=15, statistics=False),
+    _Effort(level=15, statistics=False, stats=False),
+)
+# Of a file of one row group or so the footer's statistics save no reading, and they may be half of it.
+_SMALL_BYTES = 1024 * 1024
 
 
 @attrs.frozen
@@ -118,7 +125,7 @@ def rewrite(source: pathlib.Path, target: pathlib.Path, grant: ViewGrant) -> Rew
     """
     try:
         size = source.stat().st_size
-        for effort in _EFFORTS:
+        for effort in _SMALL_EFFORTS if size < _SMALL_BYTES else _EFFORTS:
             written = _write(source, target, grant, effort)
             padding = size - target.stat().st_size
             if padding >= 0:
@@ -327,7 +334,7 @@ def _output(batch: pa.RecordBatch, schema: pa.Schema, effort: _Effort) -> pa.Rec
 def _column(batch: pa.RecordBatch, field: pa.Field, effort: _Effort) -> pa.Array:
     """A column of the rewritten file: what is kept of the action, null in every row that does not hold it."""
     if field.name not in _KEPT_WHOLE and field.name not in _KEPT_FIELDS:
-        return pa.nulls(batch.num_rows, field.type)
+        return _absent(batch.num_rows, field.type)
     column = batch.column(field.name)
     kept = _KEPT_FIELDS.get(field.name, frozenset(inner.name for inner in column.type))
     if field.name == "add" and not effort.stats:
@@ -337,11 +344,17 @@ def _column(batch: pa.RecordBatch, field: pa.Field, effort: _Effort) -> pa.Array
 
 
 def _reduced(column: pa.Array, kept: frozenset[str], absent: npt.NDArray[np.bool_]) -> pa.Array:
+    # A field as it lies there: below a null struct a required one must not become null.
     children = [
-        pc.struct_field(column, field.name) if field.name in kept else pa.nulls(len(column), field.type)
-        for field in column.type
+        column.field(place) if field.name in kept else _absent(len(column), field.type)
+        for place, field in enumerate(column.type)
     ]
     return pa.StructArray.from_arrays(children, fields=list(column.type), mask=pa.array(absent))
+
+
+def _absent(rows: int, kind: pa.DataType) -> pa.Array:
+    """Nulls, of which the required fields within a struct hold empty values, as writers demand."""
+    return pa.array([None], kind).take(pa.array(np.zeros(rows, np.int64)))
 
 
 def _manifest(file: pq.ParquetFile) -> Manifest:

@@ -100,11 +100,11 @@ CHECKPOINT_RULES = {
     ),
     "foreign domains go": ("pa.array(sorted(KEPT_DOMAINS), domains.type)", "domains"),
     "tags go": (
-        "pc.struct_field(column, field.name) if field.name in kept else pa.nulls(len(column), field.type)",
-        "pc.struct_field(column, field.name)",
+        "column.field(place) if field.name in kept else _absent(len(column), field.type)",
+        "column.field(place)",
     ),
     "unknown columns go": (
-        "        return pa.nulls(batch.num_rows, field.type)\n",
+        "        return _absent(batch.num_rows, field.type)\n",
         "        return batch.column(field.name).cast(field.type)\n",
     ),
     "rows without an action of a column hold none": ("mask=pa.array(absent)", ""),
