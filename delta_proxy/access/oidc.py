@@ -185,7 +185,6 @@ def _key(entry: Mapping[str, Any]) -> tuple[VerificationKey, ...]:
         and entry.get("use", "sig") == "sig"
         and isinstance(operations, list)
         and "verify" in operations
-        and "d" not in entry
         and isinstance(kid, str | None)
     )
     if not usable or algorithm is None:

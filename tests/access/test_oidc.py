@@ -13,6 +13,8 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,6 +177,14 @@ def test_a_critical_extension_that_is_not_understood_refuses_the_token() -> None
     token = ISSUER.token(ISSUER.claims(NOW.timestamp()), headers={"crit": ["exp"], "exp": 1})
     with pytest.raises(InvalidIdentityToken):
         read_header(token)
+
+
+def test_an_extension_is_refused_also_where_the_library_knows_it() -> None:
+    key = ISSUER.private["rsa-1"][1]
+    header = {"alg": "RS256", "kid": "rsa-1", "crit": ["b64"], "b64": True}
+    with pytest.raises(InvalidIdentityToken):
+        verify(by_hand(header, lambda text: key.sign(text, PKCS1v15(), SHA256())))
+    verify(by_hand({"alg": "RS256", "kid": "rsa-1"}, lambda text: key.sign(text, PKCS1v15(), SHA256())))
 
 
 @pytest.mark.parametrize("token", ["", "a", "a.b", "a.b.c", "....", "é.é.é", "\ud800", "a" * 20_001])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
@@ -106,6 +110,24 @@ def test_a_group_that_is_removed_and_made_again_grants_nothing(store: Permission
     store.add_group("desk")
     store.add_member("desk", "alice")
     assert grants_of(store.load_snapshot(), "alice") == {}
+
+
+def test_a_membership_in_a_group_that_does_not_exist_grants_nothing(
+    tmp_path: pathlib.Path, keys: SecretKeys
+) -> None:
+    engine = database_engine(f"sqlite:{tmp_path / 'p.db'}")
+    upgrade(engine)
+    store = PermissionStore(engine, keys.fernet())
+    store.add_user("alice")
+    store.add_group("desk")
+    store.add_member("desk", "alice")
+    store.grant(GROUP, "desk", "trades", LONDON, granted_by="root")
+    # As the sqlite3 shell does it: without foreign keys the membership and the grant stay.
+    with contextlib.closing(sqlite3.connect(tmp_path / "p.db")) as shell:
+        shell.execute("DELETE FROM groups")
+        shell.commit()
+    assert grants_of(store.load_snapshot(), "alice") == {}
+    engine.dispose()
 
 
 def test_a_user_of_a_groups_name_has_not_the_groups_grants(store: PermissionStore) -> None:
@@ -515,12 +537,29 @@ def test_a_snapshot_is_one_state_even_while_grants_move(store: PermissionStore) 
 
 
 def test_many_workers_that_start_at_once_migrate_once(database: str) -> None:
-    engines = [database_engine(database) for _ in range(6)]
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(upgrade, engines))
-    assert {current(engine) for engine in engines} == {head()}
-    for engine in engines:
-        engine.dispose()
+    script = (
+        "import sys\n"
+        "from delta_proxy.access.migrations import upgrade\n"
+        "from delta_proxy.access.permissions import database_engine\n"
+        "engine = database_engine(sys.argv[1])\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "upgrade(engine)\n"
+    )
+    command = [sys.executable, "-c", script, database]
+    pipe = subprocess.PIPE
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe)) for _ in range(3)]
+        for worker in workers:
+            assert worker.stdout is not None
+            worker.stdout.readline()
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    engine = database_engine(database)
+    assert current(engine) == head()
+    engine.dispose()
 
 
 def test_migrating_again_changes_nothing(store: PermissionStore, engine: sa.Engine) -> None:
