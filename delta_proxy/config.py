@@ -1,7 +1,7 @@
 """The configuration: one JSON file and `PROXY_*` variables, structured into frozen values.
 
 A mistake stops the start with one line that names the key and what was expected. A key that a later feature
-will bring is an unknown key until it does something.
+will bring is an unknown key until it does something. Secrets are never repeated in an error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ipaddress
 import pathlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -19,9 +19,23 @@ from urllib.parse import urlsplit
 import attrs
 import cattrs
 
+from delta_proxy.access.audit import STANDARD_OUTPUT
+from delta_proxy.access.identity import ANONYMOUS
+from delta_proxy.access.keys import VARIABLE as SECRET_KEYS
+from delta_proxy.access.keys import Secret, SecretKeys
+from delta_proxy.access.oidc import PRINCIPAL_PREFIX, checked_url
+from delta_proxy.access.permission_feed import DEFAULT_POLL_SECONDS, DEFAULT_STALE_SECONDS
+from delta_proxy.access.permissions import database_engine
 from delta_proxy.access.policy import Grant, Policy, PolicyError, parse_filters
+from delta_proxy.access.sts import (
+    DEFAULT_SESSION_SECONDS,
+    MAX_SESSION_SECONDS,
+    MIN_SESSION_SECONDS,
+    is_session_key,
+)
 from delta_proxy.s3.user_agents import NEVER_REDIRECT
 from delta_proxy.structuring import (
+    NO_KEY,
     Invalid,
     Override,
     apply_overrides,
@@ -43,7 +57,7 @@ from delta_proxy.upstream.stores import (
 )
 
 ENVIRONMENT_PREFIX: Final = "PROXY_"
-NOT_KEYS: Final = frozenset({"PROXY_SECRET_KEYS"})
+NOT_KEYS: Final = frozenset({SECRET_KEYS})
 """Variables with the prefix that set no key of the file."""
 
 
@@ -73,6 +87,13 @@ class LogView(Enum):
     """What a client sees of `_delta_log/`: for now the log as it is."""
 
     PASSTHROUGH = "passthrough"
+
+
+class AuthMode(Enum):
+    """Who verifies a request: the proxy, or the store that the client signed it for."""
+
+    IAM = "iam"
+    FORWARD = "forward"
 
 
 def _check_bucket(name: str) -> None:
@@ -106,6 +127,26 @@ def _check_readable(path: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+_ACCESS_KEY = re.compile(r"[A-Za-z0-9._+=@-]{3,128}")
+_SHORTEST_SECRET: Final = 8
+
+
+def _check_access_key(access_key: str) -> None:
+    if not _ACCESS_KEY.fullmatch(access_key):
+        raise ValueError("expected 3 to 128 letters, digits and ._+=@-")
+    if is_session_key(access_key):
+        raise ValueError(f"{quoted(access_key[:4])} begins the access keys of sessions; choose another one")
+
+
+def _check_url(url: str) -> None:
+    checked_url(url)
+
+
+def _check_given(text: str) -> None:
+    if not text:
+        raise ValueError("expected a text that is not empty")
 
 
 Port = Annotated[int, between(0, 65535)]
@@ -149,8 +190,51 @@ class Limits:
     threads: Annotated[int, between(1, 256)] = 8
 
 
+@attrs.frozen
+class User:
+    """A user of the file. Its grants are added to those of its groups and of everyone."""
+
+    access_key: Annotated[str, _check_access_key]
+    secret_key: Secret
+    groups: tuple[str, ...] = ()
+    allowed_partitions: Mapping[str, Grant] = MappingProxyType({})
+    read_only: bool = False
+
+
+@attrs.frozen
+class Group:
+    """A group of the file: what each of its members may read."""
+
+    allowed_partitions: Mapping[str, Grant] = MappingProxyType({})
+
+
+@attrs.frozen
+class Database:
+    """Where users and grants lie besides the file, and for how long the last known ones stay in force."""
+
+    uri: str = attrs.field(default="sqlite:delta_proxy.db", repr=False)
+    stale_seconds: Seconds = int(DEFAULT_STALE_SECONDS)
+    poll_seconds: Annotated[int, between(1, 5)] = int(DEFAULT_POLL_SECONDS)
+
+
+@attrs.frozen
+class Sts:
+    """The OpenID Connect issuer whose tokens are taken for session credentials.
+
+    A session lasts `session_seconds` unless the client asks for less.
+    """
+
+    issuer: Annotated[str, _check_url]
+    audience: Annotated[str, _check_given]
+    jwks_uri: Annotated[str, _check_url] | None = None
+    session_seconds: Annotated[int, between(MIN_SESSION_SECONDS, MAX_SESSION_SECONDS)] = (
+        DEFAULT_SESSION_SECONDS
+    )
+    groups_claim: Annotated[str, _check_given] = "groups"
+
+
 def _default_interface(config: Config) -> str:
-    return "127.0.0.1" if config.tls is None else ""
+    return "127.0.0.1" if config.tls is None and not config.verifies else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -160,7 +244,15 @@ class Config:
     table_mapping: Mapping[str, TableLocation]
     cache: CacheConfig
     allowed_partitions: Mapping[str, Grant] = MappingProxyType({})
+    users: Mapping[str, User] = MappingProxyType({})
+    groups: Mapping[str, Group] = MappingProxyType({})
     deny_by_default: bool = False
+    database_enabled: bool = False
+    database: Database = attrs.field(factory=Database)
+    sts: Sts | None = None
+    default_auth_mode: AuthMode = AuthMode.IAM
+    allow_auth_mode_header: bool = False
+    audit: Annotated[str, _check_given] | None = None
     read_only: Annotated[bool, _check_read_only] = True
     get_mode: GetMode = GetMode.PRESIGNED_URL
     proxy_partial: bool = False
@@ -175,15 +267,31 @@ class Config:
     interface: Annotated[str, _check_interface] = attrs.Factory(_default_interface, takes_self=True)
     storage: StoreConfig = attrs.field(factory=StoreConfig)
     limits: Limits = Limits()
+    secret_keys: SecretKeys | None = attrs.field(default=None, metadata=NO_KEY)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the proxy knows anybody: then every request must prove who sent it."""
+        return bool(self.users) or self.database_enabled or self.sts is not None
+
+    @property
+    def grants(self) -> Iterator[tuple[tuple[str, ...], str, Grant]]:
+        """Every grant of the file: the path of keys to it, the alias, the grant."""
+        holders: list[tuple[tuple[str, ...], Mapping[str, Grant]]] = [((), self.allowed_partitions)]
+        holders += [(("users", name), user.allowed_partitions) for name, user in self.users.items()]
+        holders += [(("groups", name), group.allowed_partitions) for name, group in self.groups.items()]
+        for holder, grants in holders:
+            for alias, grant in grants.items():
+                yield (*holder, "allowedPartitions", alias), alias, grant
 
     @property
     def policy(self) -> Policy:
-        """The policy of these grants."""
+        """The policy of these grants. With a database a table is open to nobody whom no grant names."""
         return Policy(
             everyone=self.allowed_partitions,
-            deny_by_default=self.deny_by_default,
+            deny_by_default=self.deny_by_default or self.database_enabled,
             tables=frozenset(self.table_mapping),
-            named=frozenset(self.allowed_partitions),
+            named=frozenset(alias for _, alias, _ in self.grants),
         )
 
 
@@ -194,14 +302,23 @@ def load(path: pathlib.Path, environ: Mapping[str, str]) -> Config:
     `delta-s3-proxy` under XDG_CACHE_HOME, `~/.cache` or the directory for temporary files.
     """
     document = _read(path)
+    keys = _secret_keys(environ)
     try:
         overrides = read_overrides(Config, environ, ENVIRONMENT_PREFIX, NOT_KEYS)
     except Invalid as error:
         raise ConfigError(error.spot, error.problem) from None
     try:
-        return _structure(apply_overrides(document, overrides), environ)
+        return _structure(apply_overrides(document, overrides), environ, keys)
     except Invalid as error:
         raise _blame(error, str(path), overrides) from None
+
+
+def _secret_keys(environ: Mapping[str, str]) -> SecretKeys | None:
+    text = environ.get(SECRET_KEYS)
+    try:
+        return SecretKeys.parse(text) if text else None
+    except ValueError as error:
+        raise ConfigError(SECRET_KEYS, str(error).removeprefix(SECRET_KEYS).lstrip(": ")) from None
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -227,8 +344,9 @@ def _blame(error: Invalid, file: str, overrides: tuple[Override, ...]) -> Config
     return ConfigError(file, f"{error.spot}: {error.problem}" if error.spot else error.problem)
 
 
-def _structure(document: dict[str, Any], environ: Mapping[str, str]) -> Config:
+def _structure(document: dict[str, Any], environ: Mapping[str, str], keys: SecretKeys | None) -> Config:
     plain, converter = strict_converter(), strict_converter()
+    converter.register_structure_hook(Secret, lambda value, _: _structure_secret(value, environ))
     converter.register_structure_hook(Grant, _structure_grant)
     converter.register_structure_hook(LogView, _structure_log_view)
     converter.register_structure_hook(
@@ -242,9 +360,42 @@ def _structure(document: dict[str, Any], environ: Mapping[str, str]) -> Config:
     cache = document.get("cache", {})
     if isinstance(cache, dict):
         document = {**document, "cache": {"directory": _cache_directory(environ), **cache}}
-    config = converter.structure(document, Config)
+    if "database" in document and "databaseEnabled" not in document:
+        raise Invalid("say by databaseEnabled whether it is used", ("database",))
+    config = attrs.evolve(converter.structure(document, Config), secret_keys=keys)
     _check(config)
-    return config
+    return attrs.evolve(config, audit=_absolute(config.audit))
+
+
+def _absolute(audit: str | None) -> str | None:
+    return audit if audit in {None, STANDARD_OUTPUT} else str(pathlib.Path(audit or "").absolute())
+
+
+def _structure_secret(value: object, environ: Mapping[str, str]) -> Secret:
+    """A secret as it stands, or from where it stands; no message ever repeats it."""
+    match value:
+        case str():
+            text = value
+        case {"env": str(name), **rest} if not rest:
+            if name not in environ:
+                raise Invalid(f"the variable {quoted(name)} is not set")
+            text = environ[name]
+        case {"file": str(name), **rest} if not rest:
+            text = _secret_file(name)
+        case _:
+            raise Invalid('expected a string, {"env": "NAME"} or {"file": "PATH"}')
+    if len(text) < _SHORTEST_SECRET or not text.isprintable():
+        raise Invalid(f"expected at least {_SHORTEST_SECRET} printable characters")
+    return Secret(text)
+
+
+def _secret_file(name: str) -> str:
+    try:
+        return pathlib.Path(name).read_text("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise Invalid(f"cannot read {name}: {error.strerror}") from None
+    except ValueError:
+        raise Invalid(f"{quoted(name)} is no file of UTF-8 text") from None
 
 
 def _cache_directory(environ: Mapping[str, str]) -> str:
@@ -353,11 +504,63 @@ def _check(config: Config) -> None:
         if alias in _RESERVED_ALIASES or "/" in alias or not _is_plain_text(alias):
             raise Invalid(f"{quoted(alias)} cannot be the alias of a table", ("tableMapping",))
     _check_locations(config.table_mapping)
-    for alias in config.allowed_partitions:
+    for path, alias, _ in config.grants:
         if alias not in config.table_mapping:
-            raise Invalid("is no alias of tableMapping", ("allowedPartitions", alias))
+            raise Invalid("is no alias of tableMapping", path)
+    _check_users(config)
+    _check_sources(config)
     if config.port and config.port == config.metrics_port:
         raise Invalid(f"{config.port} is also the port", ("metricsPort",))
+
+
+def _check_users(config: Config) -> None:
+    taken: dict[str, str] = {}
+    for name, user in config.users.items():
+        with at("users", name):
+            _check_name(name)
+            if name == ANONYMOUS.id or name.startswith(PRINCIPAL_PREFIX):
+                raise Invalid("is a name that the proxy gives itself; choose another one")
+            if user.access_key in taken:
+                raise Invalid(f"is also the access key of {quoted(taken[user.access_key])}", ("accessKey",))
+            taken[user.access_key] = name
+            unknown = [group for group in user.groups if group not in config.groups]
+            # Groups may also live in the database.
+            if unknown and not config.database_enabled:
+                raise Invalid(f"{quoted(unknown[0])} is no group of groups", ("groups",))
+    for name in config.groups:
+        with at("groups", name):
+            _check_name(name)
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= 255 or not _is_plain_text(name):
+        raise Invalid("expected a name of 1 to 255 printable characters")
+
+
+def _check_sources(config: Config) -> None:
+    """Where else principals come from: the database, sessions, the store."""
+    for enabled, key in ((config.database_enabled, "databaseEnabled"), (config.sts is not None, "sts")):
+        if enabled and config.secret_keys is None:
+            raise Invalid(f"needs keys to seal with in the variable {SECRET_KEYS}", (key,))
+    if config.database_enabled:
+        with at("database"):
+            _check_database(config.database)
+    if config.allow_auth_mode_header and config.default_auth_mode is AuthMode.FORWARD and not config.verifies:
+        # The header would turn a request that the store must accept into one that nobody verifies.
+        raise Invalid(
+            "needs users, a database or sts beside defaultAuthMode forward", ("allowAuthModeHeader",)
+        )
+
+
+def _check_database(database: Database) -> None:
+    if database.stale_seconds < 2 * database.poll_seconds:
+        raise Invalid("expected at least twice pollSeconds", ("staleSeconds",))
+    try:
+        database_engine(database.uri).dispose()
+    except ValueError as error:
+        raise Invalid(str(error), ("uri",)) from None
+    except ModuleNotFoundError:
+        raise Invalid("needs the extra postgres: pip install delta-s3-proxy[postgres]", ("uri",)) from None
 
 
 def _is_plain_text(text: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
@@ -104,10 +104,14 @@ def key_of(field_name: str) -> str:
     return first + "".join(map(str.capitalize, others))
 
 
+NO_KEY: Final[Mapping[str, bool]] = types.MappingProxyType({"no key": True})
+"""The metadata of a field that no document and no variable sets."""
+
+
 def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
-    """The fields of an attrs class by their keys, types resolved."""
+    """The fields of an attrs class by their keys, types resolved; those marked NO_KEY left out."""
     attrs.resolve_types(cls)
-    return {key_of(field.name): field for field in attrs.fields(cls)}
+    return {key_of(field.name): field for field in attrs.fields(cls) if "no key" not in field.metadata}
 
 
 def unknown_key(key: str, known: Mapping[str, object]) -> Invalid:

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delta_proxy.access.identity import ANONYMOUS
+from delta_proxy.access.keys import Secret, SecretKeys
 from delta_proxy.access.policy import EVERYTHING, NOTHING, parse_filters
-from delta_proxy.config import Config, ConfigError, GetMode, Limits, LogView, load
+from delta_proxy.config import AuthMode, Config, ConfigError, Database, GetMode, Limits, LogView, Sts, load
 from delta_proxy.s3.user_agents import NEVER_REDIRECT
 from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
 
@@ -24,6 +25,7 @@ Loader = Callable[..., Config]
 
 PLACE = 'expected "s3://bucket/prefix"'
 NAME = 'expected 3 to 63 lower-case letters, digits, "-" and "."'
+KEY = "A" * 43 + "="
 HOST_AND_PORT = 'expected "http://host:port" or "https://host:port"'
 
 
@@ -394,7 +396,7 @@ def test_a_long_value_does_not_make_a_long_line(file: pathlib.Path) -> None:
         ({"PROXY_CACHE__DIRECTORY": "/c"}, lambda config: config.cache.directory, pathlib.Path("/c")),
         ({"PROXY_TABLE_MAPPING": '{"u": "s3://lake/u"}'}, lambda config: list(config.table_mapping), ["u"]),
         ({"PROXY_ALLOWED_PARTITIONS": '{"t": []}'}, lambda config: config.allowed_partitions, {"t": NOTHING}),
-        ({"PROXY_SECRET_KEYS": "k"}, lambda config: config.port, 18080),
+        ({"PROXY_SECRET_KEYS": KEY}, lambda config: config.secret_keys, SecretKeys.parse(KEY)),
         ({"NO_PROXY": "*", "HTTP_PROXY": "x"}, lambda config: config.port, 18080),
     ],
 )
@@ -493,3 +495,223 @@ def test_the_example_in_the_repository_is_the_demos() -> None:
     assert (config.port, config.metrics_port) == (18080, 18081)
     assert config.storage.endpoint == "http://127.0.0.1:19000"
     assert config.storage.addressing_style is AddressingStyle.PATH
+
+
+ALICE = {"accessKey": "AKALICE", "secretKey": "secret-of-alice"}
+ISSUER = {"issuer": "https://id.example.com", "audience": "proxy"}
+
+
+def test_a_user_has_keys_groups_and_grants(configure: Loader) -> None:
+    config = configure(
+        {
+            "users": {
+                "alice": {
+                    **ALICE,
+                    "groups": ["desk"],
+                    "allowedPartitions": {"t": [{"MIC": "XLON"}]},
+                    "readOnly": True,
+                }
+            },
+            "groups": {"desk": {"allowedPartitions": {"t": []}}},
+        }
+    )
+    alice = config.users["alice"]
+    assert (alice.access_key, alice.secret_key) == ("AKALICE", Secret("secret-of-alice"))
+    assert (alice.groups, alice.read_only) == (("desk",), True)
+    assert alice.allowed_partitions == {"t": parse_filters([{"MIC": "XLON"}])}
+    assert config.groups["desk"].allowed_partitions == {"t": NOTHING}
+    assert config.verifies
+
+
+def test_a_secret_comes_from_a_variable_or_a_file(configure: Loader, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "secret").write_text("secret-in-a-file\n")
+    users = {
+        "a": {"accessKey": "AKA", "secretKey": {"env": "A_SECRET"}},
+        "b": {"accessKey": "AKB", "secretKey": {"file": str(tmp_path / "secret")}},
+    }
+    config = configure({"users": users}, {"A_SECRET": "secret-in-a-variable"})
+    assert config.users["a"].secret_key == Secret("secret-in-a-variable")
+    assert config.users["b"].secret_key == Secret("secret-in-a-file")
+
+
+def test_a_secret_shows_in_no_repr(configure: Loader) -> None:
+    config = configure(
+        {
+            "users": {"alice": ALICE},
+            "databaseEnabled": True,
+            "database": {"uri": "postgresql://u:hidden@h/d"},
+        },
+        {"PROXY_SECRET_KEYS": KEY},
+    )
+    assert "secret-of-alice" not in repr(config)
+    assert "hidden" not in repr(config)
+    assert KEY not in repr(config)
+
+
+def test_database_sts_and_the_rest_of_identity_are_read(configure: Loader) -> None:
+    config = configure(
+        {
+            "databaseEnabled": True,
+            "database": {"uri": "sqlite:x.db", "staleSeconds": 30, "pollSeconds": 1},
+            "sts": {
+                **ISSUER,
+                "jwksUri": "https://id.example.com/k",
+                "sessionSeconds": 900,
+                "groupsClaim": "g",
+            },
+            "audit": "audit.log",
+            "defaultAuthMode": "forward",
+            "allowAuthModeHeader": True,
+        },
+        {"PROXY_SECRET_KEYS": KEY},
+    )
+    assert config.database == Database("sqlite:x.db", 30, 1)
+    assert config.sts == Sts("https://id.example.com", "proxy", "https://id.example.com/k", 900, "g")
+    assert config.audit == str(pathlib.Path.cwd() / "audit.log")
+    assert config.default_auth_mode is AuthMode.FORWARD
+    assert config.allow_auth_mode_header is True
+    assert configure({"audit": "-"}).audit == "-"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"users": {"alice": ALICE}},
+        {"databaseEnabled": True},
+        {"sts": ISSUER},
+    ],
+)
+def test_whoever_is_verified_may_come_from_everywhere(configure: Loader, extra: dict[str, Any]) -> None:
+    config = configure(extra, {"PROXY_SECRET_KEYS": KEY})
+    assert config.verifies
+    assert config.interface == ""
+
+
+def test_a_table_that_a_user_or_group_is_granted_is_closed_to_others(configure: Loader) -> None:
+    for holder in (
+        {"users": {"alice": {**ALICE, "allowedPartitions": {"t": [{}]}}}},
+        {"groups": {"desk": {"allowedPartitions": {"t": [{}]}}}},
+    ):
+        assert configure(holder).policy.grant(ANONYMOUS, "t") == NOTHING
+
+
+def test_with_a_database_a_table_without_grants_is_closed(configure: Loader) -> None:
+    assert configure().policy.grant(ANONYMOUS, "t") == EVERYTHING
+    with_database = configure({"databaseEnabled": True}, {"PROXY_SECRET_KEYS": KEY})
+    assert with_database.policy.grant(ANONYMOUS, "t") == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        (
+            {"users": {"a": ALICE, "b": ALICE}},
+            'config.json: users.b.accessKey: is also the access key of "a"',
+        ),
+        (
+            {"users": {"a": {**ALICE, "groups": ["x"]}}},
+            'config.json: users.a.groups: "x" is no group of groups',
+        ),
+        (
+            {"users": {"a": {**ALICE, "secretKey": "short"}}},
+            "config.json: users.a.secretKey: expected at least 8 printable characters",
+        ),
+        (
+            {"users": {"a": {**ALICE, "secretKey": {"env": "NOT_SET"}}}},
+            'config.json: users.a.secretKey: the variable "NOT_SET" is not set',
+        ),
+        (
+            {"users": {"a": {**ALICE, "secretKey": {"file": "/no/such"}}}},
+            "config.json: users.a.secretKey: cannot read /no/such: No such file or directory",
+        ),
+        (
+            {"users": {"a": {**ALICE, "secretKey": {"env": "A", "file": "B"}}}},
+            'config.json: users.a.secretKey: expected a string, {"env": "NAME"} or {"file": "PATH"}',
+        ),
+        (
+            {"users": {"a": {**ALICE, "accessKey": "ASIAALICE"}}},
+            'config.json: users.a.accessKey: "ASIA" begins the access keys of sessions; choose another one',
+        ),
+        (
+            {"users": {"a": {**ALICE, "accessKey": "a/b,c"}}},
+            "config.json: users.a.accessKey: expected 3 to 128 letters, digits and ._+=@-",
+        ),
+        (
+            {"users": {"anonymous": ALICE}},
+            "config.json: users.anonymous: is a name that the proxy gives itself; choose another one",
+        ),
+        (
+            {"users": {"oidc:x": ALICE}},
+            "config.json: users.oidc:x: is a name that the proxy gives itself; choose another one",
+        ),
+        (
+            {"users": {"": ALICE}},
+            "config.json: users.: expected a name of 1 to 255 printable characters",
+        ),
+        (
+            {"users": {"a": {**ALICE, "allowedPartitions": {"u": []}}}},
+            "config.json: users.a.allowedPartitions.u: is no alias of tableMapping",
+        ),
+        (
+            {"groups": {"g": {"allowedPartitions": {"t": [{"MIC": {"like": 1}}]}}}},
+            "config.json: groups.g.allowedPartitions.t[0].MIC: "
+            'unknown operator "like"; expected one of glob, gte, gt, lte, lt',
+        ),
+        (
+            {"sts": ISSUER},
+            "config.json: sts: needs keys to seal with in the variable PROXY_SECRET_KEYS",
+        ),
+        (
+            {"databaseEnabled": True},
+            "config.json: databaseEnabled: needs keys to seal with in the variable PROXY_SECRET_KEYS",
+        ),
+        (
+            {"database": {"uri": "sqlite:x.db"}},
+            "config.json: database: say by databaseEnabled whether it is used",
+        ),
+        (
+            {"sts": {**ISSUER, "issuer": "http://id.example.com"}},
+            "config.json: sts.issuer: keys are taken over https only (http on loopback)",
+        ),
+        (
+            {"sts": {**ISSUER, "sessionSeconds": 60}},
+            "config.json: sts.sessionSeconds: expected a number from 900 to 43200, found 60",
+        ),
+        (
+            {"defaultAuthMode": "forward", "allowAuthModeHeader": True},
+            "config.json: allowAuthModeHeader: needs users, a database or sts beside defaultAuthMode forward",
+        ),
+        (
+            {"defaultAuthMode": "none"},
+            'config.json: defaultAuthMode: expected "iam" or "forward", found "none"',
+        ),
+    ],
+)
+def test_a_contradiction_about_identity_is_one_line(
+    file: pathlib.Path, extra: dict[str, Any], line: str
+) -> None:
+    assert mistake(file, json.dumps({**SMALLEST, **extra})) == line
+
+
+@pytest.mark.parametrize(
+    ("database", "line"),
+    [
+        (
+            {"uri": "mysql://h/d"},
+            "database.uri: the permissions database must be sqlite or postgresql+psycopg",
+        ),
+        ({"uri": "sqlite:///:memory:"}, "database.uri: the sqlite database must be a file"),
+        ({"staleSeconds": 3}, "database.staleSeconds: expected at least twice pollSeconds"),
+        ({"pollSeconds": 6}, "database.pollSeconds: expected a number from 1 to 5, found 6"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line(
+    file: pathlib.Path, database: dict[str, Any], line: str
+) -> None:
+    text = json.dumps({**SMALLEST, "databaseEnabled": True, "database": database})
+    assert mistake(file, text, {"PROXY_SECRET_KEYS": KEY}) == f"config.json: {line}"
+
+
+def test_a_bad_secret_key_is_never_repeated(file: pathlib.Path) -> None:
+    line = mistake(file, json.dumps(SMALLEST), {"PROXY_SECRET_KEYS": "not-a-key"})
+    assert line == "PROXY_SECRET_KEYS: key 1 is not 32 bytes in URL-safe base64"

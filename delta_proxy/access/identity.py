@@ -15,6 +15,10 @@ class AuthKind(Enum):
     """How a principal showed who it is."""
 
     ANONYMOUS = "anonymous"
+    SIGV4 = "sigv4"
+    PRESIGNED = "presigned"
+    SESSION = "session"
+    FORWARD = "forward"
 
 
 def _frozen(grants: Mapping[str, Grant]) -> Mapping[str, Grant]:
