@@ -170,7 +170,7 @@ def _written(place: Place, builder: SegmentBuilder, index: TableIndex) -> TableI
         "complete": index.complete,
         "outside": index.outside,
     }
-    builder.write(place.file, details)
+    builder.write(place.file, len(index.tuples), details)
     return attrs.evolve(index, base=Segment.open(place.file), overlay=Overlay.empty())
 
 
@@ -196,7 +196,7 @@ def load(place: Place) -> TableIndex | None:
     """
     try:
         segment = Segment.open(place.file)
-        details = segment.details
+        details = segment.details()
         if details["identity"] != place.identity:
             return None
         name, etag = details["anchor"]

@@ -51,6 +51,41 @@ SLICE: Final = 65_536
 _OLDEST: Final = np.iinfo(np.int64).min
 
 
+def arrow(values: npt.NDArray[Any]) -> pa.Array:
+    """Numbers as an Arrow array, without a copy. pa.array would import pandas first, where there is one."""
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def numbers(values: pa.Array) -> npt.NDArray[Any]:
+    """The numbers of an Arrow array, not copied; where there is a null, any number. Array.to_numpy would
+    import pandas as well, which keeps other threads waiting.
+    """
+    signed = pa.types.is_signed_integer(values.type)
+    kind = np.dtype(f"{'i' if signed else 'u'}{values.type.bit_width // 8}")
+    buffer = values.buffers()[1]
+    if buffer is None:
+        return np.zeros(len(values), kind)
+    return np.frombuffer(buffer, kind, len(values), values.offset * kind.itemsize)
+
+
+def numbers_or(values: pa.Array, nothing: int) -> npt.NDArray[Any]:
+    """The numbers of an Arrow array, and `nothing` for each null."""
+    if not values.null_count:
+        return numbers(values)
+    return np.where(flags(values.is_valid()), numbers(values), nothing)
+
+
+def flags(values: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    """An Arrow array of booleans without nulls, as numpy's."""
+    if not len(values):
+        return np.zeros(0, np.bool_)
+    bits = np.frombuffer(values.buffers()[1], np.uint8)
+    return np.unpackbits(bits, count=values.offset + len(values), bitorder="little")[values.offset :].view(
+        np.bool_
+    )
+
+
 def make_rows(
     paths: pa.Array,
     kind: FileKind,
@@ -67,24 +102,20 @@ def make_rows(
     nothing = np.full(count, NONE, np.int32)
     columns = [
         paths,
-        pa.array(np.full(count, int(kind), np.uint8)),
-        pa.array(tuples),
-        pa.array(np.full(count, int(live), np.uint8) if isinstance(live, bool) else live),
-        pa.array(nothing if offsets is None else offsets),
-        pa.array(nothing if sizes is None else sizes),
+        arrow(np.full(count, int(kind), np.uint8)),
+        arrow(tuples),
+        arrow(np.full(count, int(live), np.uint8) if isinstance(live, bool) else live),
+        arrow(nothing if offsets is None else offsets),
+        arrow(nothing if sizes is None else sizes),
         pa.nulls(count, pa.large_string()) if owners is None else owners,
-        pa.array(np.full(count, seq, np.int64)),
+        arrow(np.full(count, seq, np.int64)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=ROW_SCHEMA)
 
 
-def column(rows: Any, name: str) -> Any:
+def column(rows: pa.RecordBatch, name: str) -> Any:
     """A numeric column as numpy."""
-    return rows.column(name).to_numpy() if isinstance(rows, pa.Table) else _numpy(rows.column(name))
-
-
-def _numpy(array: pa.Array) -> Any:
-    return array.to_numpy(zero_copy_only=True)
+    return numbers(rows.column(name))
 
 
 def sorted_slices(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -92,7 +123,7 @@ def sorted_slices(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
     path.
     """
     table = pa.Table.from_batches(batches, schema=ROW_SCHEMA)
-    order = pc.sort_indices(table.column("path")).to_numpy()
+    order = numbers(pc.sort_indices(table.column("path")))
     columns = [_column_taker(table.column(name)) for name in ROW_SCHEMA.names]
     position, width = 0, SLICE
     while position < len(order):
@@ -111,9 +142,9 @@ def _column_taker(values: pa.ChunkedArray) -> Any:
     if values.null_count == len(values):
         return lambda chosen: pa.nulls(len(chosen), values.type)
     if pa.types.is_large_string(values.type):
-        return lambda chosen: _joined(values.take(pa.array(chosen)))
-    numbers = values.to_numpy()
-    return lambda chosen: pa.array(numbers[chosen])
+        return lambda chosen: _joined(values.take(arrow(chosen)))
+    whole = np.concatenate([numbers(chunk) for chunk in values.chunks])
+    return lambda chosen: arrow(whole[chosen])
 
 
 def _joined(values: pa.ChunkedArray) -> pa.Array:
@@ -128,7 +159,7 @@ def _last_group(rows: pa.RecordBatch) -> int:
 
 def _same_as_before(paths: pa.Array) -> npt.NDArray[np.bool_]:
     same = pc.equal(paths.slice(1), paths.slice(0, max(0, len(paths) - 1)))
-    return same.to_numpy(zero_copy_only=False).astype(np.bool_)  # type: ignore[no-any-return]
+    return flags(same)
 
 
 def reconcile(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, Bytes]:
@@ -149,9 +180,7 @@ def reconcile(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, Bytes]:
     chosen = np.sort(np.concatenate((np.flatnonzero(~crowded), kept.rows)))
     live, seq = column(rows, "live").copy(), column(rows, "seq").copy()
     live[kept.rows], seq[kept.rows] = kept.live, kept.seq
-    result = (
-        rows.set_column(3, "live", pa.array(live)).set_column(7, "seq", pa.array(seq)).take(pa.array(chosen))
-    )
+    result = rows.set_column(3, "live", arrow(live)).set_column(7, "seq", arrow(seq)).take(arrow(chosen))
     group = np.cumsum(first)[chosen]
     shares = np.concatenate((group[1:] == group[:-1], [False]))
     shares[1:] |= shares[:-1].copy()
@@ -173,9 +202,8 @@ def _settle(rows: pa.RecordBatch, crowded: Int64s, first: npt.NDArray[np.bool_])
     kind, tuples, live, seq, offset = (
         column(rows, name)[crowded] for name in ("kind", "tuple", "live", "seq", "offset")
     )
-    owner = (
-        rows.column("owner").take(pa.array(crowded)).dictionary_encode().indices.fill_null(NONE).to_numpy()
-    )
+    codes = rows.column("owner").take(arrow(crowded)).dictionary_encode().indices
+    owner = numbers_or(codes, NONE)
     is_data = kind == FileKind.DATA
     latest = np.maximum.reduceat(np.where(is_data, seq, _OLDEST), begins)[group]
     known = np.logical_or.reduceat(is_data & (tuples != UNKNOWN_TUPLE), begins)[group]

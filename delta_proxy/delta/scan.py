@@ -8,8 +8,9 @@ vectors.
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -37,7 +38,7 @@ from .actions import (
 )
 from .index import TupleTable
 from .paths import OutsideTable, TableRoot, deletion_vector_path, object_path
-from .rows import NONE, UNKNOWN_TUPLE, FileKind, Int32s, Int64s, make_rows
+from .rows import NONE, UNKNOWN_TUPLE, FileKind, Int32s, Int64s, arrow, flags, make_rows, numbers, numbers_or
 
 _LINES: Final = 8_192
 _BATCH: Final = 65_536
@@ -228,21 +229,21 @@ class Scanner:
         odd = pc.match_substring_regex(raw, _ODD_PATH)
         if not odd.true_count:
             return raw.cast(pa.large_string()), None
-        rows = np.flatnonzero(odd.to_numpy(zero_copy_only=False))
-        decoded = [self.path_of(path) for path in raw.take(pa.array(rows)).to_pylist()]
+        rows = np.flatnonzero(flags(odd))
+        decoded = [self.path_of(path) for path in raw.take(arrow(rows)).to_pylist()]
         paths = pc.replace_with_mask(raw.cast(pa.large_string()), odd, pa.array(decoded, pa.large_string()))
         if not paths.null_count:
             return paths, None
-        inside = np.flatnonzero(paths.is_valid().to_numpy(zero_copy_only=False))
-        return paths.take(pa.array(inside)), inside
+        inside = np.flatnonzero(flags(paths.is_valid()))
+        return paths.take(arrow(inside)), inside
 
     def _vector_rows(
         self, vectors: pa.StructArray, owners: pa.Array, tuples: Int32s, *, live: bool, seq: int
     ) -> Iterator[pa.RecordBatch]:
-        rows = np.flatnonzero(pc.is_valid(vectors).to_numpy(zero_copy_only=False))
+        rows = np.flatnonzero(flags(pc.is_valid(vectors)))
         if not len(rows):
             return
-        chosen_vectors = vectors.take(pa.array(rows))
+        chosen_vectors = vectors.take(arrow(rows))
         fields = _children(chosen_vectors)
         storage, values = fields["storageType"].to_pylist(), fields["pathOrInlineDv"].to_pylist()
         if None in storage or None in values:
@@ -258,7 +259,7 @@ class Scanner:
             seq=seq,
             offsets=_sizes(fields.get("offset"), kept),
             sizes=_sizes(fields.get("sizeInBytes"), kept),
-            owners=owners.take(pa.array(chosen)),
+            owners=owners.take(arrow(chosen)),
         )
 
     def _encode(self, files: _Files, columns: InForce, name: str) -> Int32s:
@@ -268,8 +269,8 @@ class Scanner:
             number = self.intern(columns.added, nothing) if files.is_add else UNKNOWN_TUPLE
             return np.full(len(files.paths), number, np.int32)
         distinct, rows = _distinct_maps(files.values, name)
-        numbers = [self._number(values, columns, is_add=files.is_add) for values in distinct]
-        return np.array(numbers, np.int32)[rows]
+        found = [self._number(values, columns, is_add=files.is_add) for values in distinct]
+        return np.array(found, np.int32)[rows]
 
     def _number(self, values: Values | None, columns: InForce, *, is_add: bool) -> int:
         if is_add:
@@ -309,9 +310,9 @@ class _Collected:
         path = self._scanner.path_of(add_path)
         if path is None:
             return
-        paths, numbers = self._files.setdefault((kind, is_add), ([], []))
+        paths, found = self._files.setdefault((kind, is_add), ([], []))
         paths.append(path)
-        numbers.append(number)
+        found.append(number)
         self.count += 1
         if vector is not None:
             file = self._scanner.vector_path(vector.storage, vector.value)
@@ -320,12 +321,12 @@ class _Collected:
 
     def drain(self) -> Iterator[pa.RecordBatch]:
         """What was collected, as rows."""
-        for (kind, is_add), (paths, numbers) in self._files.items():
+        for (kind, is_add), (paths, found) in self._files.items():
             live = (is_add and not self._moment.history) or kind is FileKind.CDC
             yield make_rows(
                 pa.array(paths, pa.large_string()),
                 kind,
-                np.array(numbers, np.int32),
+                np.array(found, np.int32),
                 live=live,
                 seq=self._moment.of_adds if is_add else self._moment.of_removes,
             )
@@ -337,11 +338,11 @@ class _Collected:
         chosen = [vector for vector in self._vectors if vector[2] is is_add]
         if not chosen:
             return
-        files, numbers, _, descriptors, owners = zip(*chosen, strict=True)
+        files, found, _, descriptors, owners = zip(*chosen, strict=True)
         yield make_rows(
             pa.array(files, pa.large_string()),
             FileKind.DELETION_VECTOR,
-            np.array(numbers, np.int32),
+            np.array(found, np.int32),
             live=is_add and not self._moment.history,
             seq=self._moment.of_adds if is_add else self._moment.of_removes,
             offsets=np.array([NONE if one.offset is None else one.offset for one in descriptors], np.int32),
@@ -439,14 +440,14 @@ class _Files:
         files = cls(name == "add", paths, values, vectors)
         present = actions.is_valid()
         if actions.null_count:
-            files = files.taken(np.flatnonzero(present.to_numpy(zero_copy_only=False)))
+            files = files.taken(np.flatnonzero(flags(present)))
         if files.paths.null_count:
             raise LogError(file, None, f"{name} without path")
         return files
 
     def taken(self, rows: Int64s) -> _Files:
         """Some of the rows."""
-        chosen = pa.array(rows)
+        chosen = arrow(rows)
         return _Files(
             self.is_add,
             self.paths.take(chosen),
@@ -463,14 +464,15 @@ def _children(actions: pa.StructArray) -> dict[str, pa.Array]:
 def _sizes(values: pa.Array | None, rows: Int64s) -> Int32s:
     if values is None:
         return np.full(len(rows), NONE, np.int32)
-    return values.cast(pa.int32()).fill_null(NONE).to_numpy(zero_copy_only=False)[rows]  # type: ignore[no-any-return]
+    sizes: Int32s = numbers_or(values.cast(pa.int32()), NONE)
+    return sizes[rows]
 
 
 def _distinct_maps(maps: pa.MapArray, file: str) -> tuple[list[Values | None], Int64s]:
     """The distinct maps of an array, and for each row the number of its map. A null map is None."""
-    offsets = maps.offsets.to_numpy().astype(np.int64)
+    offsets = numbers(maps.offsets).astype(np.int64)
     lengths = np.diff(offsets)
-    null = maps.is_null().to_numpy(zero_copy_only=False)
+    null = flags(maps.is_null())
     keys = maps.keys.slice(offsets[0], offsets[-1] - offsets[0]).dictionary_encode()
     values = maps.items.slice(offsets[0], offsets[-1] - offsets[0]).dictionary_encode()
     names = keys.dictionary.to_pylist()
@@ -478,21 +480,23 @@ def _distinct_maps(maps: pa.MapArray, file: str) -> tuple[list[Values | None], I
         raise LogError(file, None, "partitionValues that cannot be understood")
     cells = np.zeros((len(maps), len(names)), np.int64)
     rows = np.repeat(np.arange(len(maps)), lengths)
-    cells[rows, keys.indices.to_numpy()] = values.indices.fill_null(-1).to_numpy() + 2
+    cells[rows, numbers(keys.indices)] = numbers_or(values.indices, -1) + 2
     if np.count_nonzero(cells) != len(keys):
         raise LogError(file, None, "partitionValues with a key twice")
     code, first = _number_rows(np.column_stack((null.astype(np.int64), cells)), len(values.dictionary) + 2)
     used = np.unique(cells[first])
     used = used[used > 1]
-    texts = dict(zip(used.tolist(), values.dictionary.take(pa.array(used - 2)).to_pylist(), strict=True))
+    texts = dict(zip(used.tolist(), values.dictionary.take(arrow(used - 2)).to_pylist(), strict=True))
     texts[1] = None
-    maps_of = (_map_of(row, names, texts) for row in cells[first].tolist())
+    by_name = [part.tolist() for part in cells[first].T]
+    combinations = zip(*by_name, strict=True) if names else itertools.repeat((), len(first))
+    maps_of = (_map_of(row, names, texts) for row in combinations)
     return [
         None if is_null else found for found, is_null in zip(maps_of, null[first].tolist(), strict=True)
     ], code
 
 
-def _map_of(cells: list[int], names: list[str], texts: Mapping[int, str | None]) -> Values:
+def _map_of(cells: Iterable[int], names: list[str], texts: Mapping[int, str | None]) -> Values:
     return {name: texts[cell] for name, cell in zip(names, cells, strict=True) if cell}
 
 
@@ -513,5 +517,5 @@ def _number_rows(cells: Int64s, radix: int) -> tuple[Int64s, Int64s]:
 
 
 def _dense(code: Int64s) -> tuple[Int64s, int]:
-    encoded = pa.array(code).dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
+    encoded = arrow(code).dictionary_encode()
+    return numbers(encoded.indices).astype(np.int64), len(encoded.dictionary)

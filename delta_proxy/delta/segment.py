@@ -20,7 +20,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from .rows import NONE, ROW_SCHEMA, SLICE, Bytes, FileKind, Int32s, column, reconcile, sorted_slices
+from .rows import NONE, ROW_SCHEMA, SLICE, Bytes, FileKind, Int32s, arrow, column, reconcile, sorted_slices
 
 Bits = npt.NDArray[np.bool_]
 
@@ -124,9 +124,8 @@ class Segment:
     paths.
     """
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], details: Mapping[str, Any], size: int = 0) -> None:
-        self.details = details
-        self.file_size = size
+    def __init__(self, batches: Sequence[pa.RecordBatch], details: bytes = b"{}") -> None:
+        self._details = details
         self._chunks: list[_Chunk] = []
         self._batches = tuple(batch for batch in batches if len(batch))
         self.rows = 0
@@ -142,10 +141,9 @@ class Segment:
         try:
             with pa.memory_map(str(path)) as source:
                 reader = pa.ipc.open_file(source)
-                details = _details(reader.schema)
+                tuples, details = _details(reader.schema)
                 batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-                segment = cls(batches, details, source.size())
-            tuples = int(details["tuple_count"])
+                segment = cls(batches, details)
         except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise InvalidSegment(str(error)) from None
         for chunk in segment._chunks:
@@ -155,7 +153,17 @@ class Segment:
     @classmethod
     def empty(cls) -> Segment:
         """A segment without rows."""
-        return cls((), {})
+        return cls(())
+
+    def details(self) -> dict[str, Any]:
+        """What was written with the rows. Raises InvalidSegment when it is not a JSON object."""
+        try:
+            details = orjson.loads(self._details)
+        except orjson.JSONDecodeError:
+            raise InvalidSegment("details that are not JSON") from None
+        if not isinstance(details, dict):
+            raise InvalidSegment("details that are no object")
+        return details
 
     def bound(self, key: bytes, *, after: bool = False) -> int:
         """The first row whose path is at or, with `after`, behind the key."""
@@ -192,6 +200,11 @@ class Segment:
         chunk = self._chunk_of(row)
         return bool(chunk.compound[row - chunk.start])
 
+    def compound_rows(self) -> Iterator[int]:
+        """The rows that are judged together with others."""
+        for chunk in self._chunks:
+            yield from (np.flatnonzero(chunk.compound) + chunk.start).tolist()
+
     def _chunk_of(self, row: int) -> _Chunk:
         return self._chunks[bisect_right(self._starts, row) - 1]
 
@@ -227,18 +240,18 @@ class Segment:
         for batch in self._batches:
             count = len(batch)
             columns = {name: batch.column(name) for name in ROW_SCHEMA.names if name != "seq"}
-            columns["seq"] = pa.array(np.full(count, seq, np.int64))
+            columns["seq"] = arrow(np.full(count, seq, np.int64))
             if not live:
-                columns["live"] = pa.array(np.zeros(count, np.uint8))
+                columns["live"] = arrow(np.zeros(count, np.uint8))
             yield pa.RecordBatch.from_arrays([columns[name] for name in ROW_SCHEMA.names], schema=ROW_SCHEMA)
 
 
-def _details(schema: pa.Schema) -> dict[str, Any]:
+def _details(schema: pa.Schema) -> tuple[int, bytes]:
+    """The number of distinct tuples and the details, unparsed: parsing them makes many objects at once."""
     metadata = schema.metadata or {}
-    details = orjson.loads(metadata.get(b"details", b"{}"))
-    if not isinstance(details, dict) or details.get("format") != FORMAT or not schema.equals(_FILE_SCHEMA):
+    if metadata.get(b"format") != FORMAT.encode() or not schema.equals(_FILE_SCHEMA):
         raise InvalidSegment("another format")
-    return details
+    return int(metadata[b"tuples"]), metadata[b"details"]
 
 
 class SegmentBuilder:
@@ -285,18 +298,22 @@ class SegmentBuilder:
             self._runs.append(segment.row_batches(seq, live=live))
             self.rows += segment.rows
 
-    def write(self, target: Path, details: Mapping[str, Any]) -> None:
-        """Write the file and rename it into its place. Call it once."""
+    def write(self, target: Path, tuples: int, details: Mapping[str, Any]) -> None:
+        """Write the file and rename it into its place. Call it once. `tuples` is how many distinct ones there
+        are.
+        """
         if self._runs and self._pending:
             self._spill()
         source = _merged(self._runs) if self._runs else self._sorted()
-        schema = _FILE_SCHEMA.with_metadata({"details": orjson.dumps({"format": FORMAT, **details})})
+        schema = _FILE_SCHEMA.with_metadata(
+            {"format": FORMAT, "tuples": str(tuples), "details": orjson.dumps(details)}
+        )
         handle, name = tempfile.mkstemp(prefix="new-", dir=self._scratch.name)
         os.close(handle)
         with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows, compound in source:
                 columns = [rows.column(field.name) for field in _FILE_SCHEMA if field.name != "compound"]
-                writer.write_batch(pa.RecordBatch.from_arrays([*columns, pa.array(compound)], schema=schema))
+                writer.write_batch(pa.RecordBatch.from_arrays([*columns, arrow(compound)], schema=schema))
         os.replace(name, target)
 
     def _sorted(self) -> Iterator[tuple[pa.RecordBatch, Bytes]]:
@@ -304,6 +321,9 @@ class SegmentBuilder:
         pa.default_memory_pool().release_unused()
         for rows in sorted_slices(pending):
             yield reconcile(rows)
+        # Memory is given back a batch at a time: all at once would keep other threads waiting.
+        while pending:
+            pending.pop()
 
     def _spill(self) -> None:
         name = Path(self._scratch.name) / f"run-{len(self._runs)}"
