@@ -588,10 +588,11 @@ def test_whoever_is_verified_may_come_from_everywhere(configure: Loader, extra: 
 
 
 def test_a_table_that_a_user_or_group_is_granted_is_closed_to_others(configure: Loader) -> None:
-    for holder in (
+    holders: tuple[dict[str, Any], ...] = (
         {"users": {"alice": {**ALICE, "allowedPartitions": {"t": [{}]}}}},
         {"groups": {"desk": {"allowedPartitions": {"t": [{}]}}}},
-    ):
+    )
+    for holder in holders:
         assert configure(holder).policy.grant(ANONYMOUS, "t") == NOTHING
 
 
