@@ -13,7 +13,7 @@ import pytest
 
 from delta_proxy.access.partitions import PartitionTuple
 
-from .support import Model, has, write_view
+from .support import Model, actions, has, lines, remove, write_view
 
 # deltalake cannot read change data of partitions whose names it escapes.
 PARTITIONS = ("a", "b", "c", "d")
@@ -105,3 +105,25 @@ def test_a_view_of_nothing_opens_and_has_no_rows(table: pathlib.Path, tmp_path: 
     assert deltalake.DeltaTable(view).to_pyarrow_table().num_rows == 0
     assert polars.read_delta(str(view)).is_empty()
     assert changes(view) == []
+
+
+def test_a_rewrite_beside_denied_changes_is_no_change(tmp_path: pathlib.Path) -> None:
+    root = tmp_path / "table"
+    configuration = {"delta.enableChangeDataFeed": "true"}
+    data = pa.table({"p": ["a", "b"], "x": [1, 2]})
+    deltalake.write_deltalake(root, data, partition_by=["p"], configuration=configuration)
+    deltalake.DeltaTable(root).update(updates={"x": "x + 100"}, predicate="p = 'a'")
+    log = root / "_delta_log"
+    found = actions((log / f"{0:020d}.json").read_bytes())
+    (old,) = [action["add"] for action in found if action.get("add", {}).get("path", "").startswith("p=b/")]
+    new = old["path"].replace("part-", "part-compacted-")
+    (root / new).write_bytes((root / old["path"]).read_bytes())
+    with (log / f"{1:020d}.json").open("ab") as commit:
+        commit.write(
+            b"\n" + lines({"remove": remove(old["path"], {"p": "b"})}, {"add": {**old, "path": new}})
+        )
+    direct = [row for row in changes(root) if row["p"] == "b"]
+    assert [row["_change_type"] for row in direct] == ["insert"]
+    view = view_of(root, tmp_path, "b")
+    assert changes(view) == direct
+    assert deltalake.DeltaTable(view).to_pyarrow_table().column("x").to_pylist() == [2]
