@@ -1,7 +1,7 @@
 """Tables that other implementations wrote: a grant of one partition value opens its files and no others.
 
 The oracle is deltalake, which reads the table from its folder and knows nothing of the proxy. Every pair of
-table and partition value is an alias of its own, so that one proxy serves them all.
+table and partition value is an alias of its own, over a copy of the table, so that one proxy serves them all.
 """
 
 from __future__ import annotations
@@ -92,23 +92,25 @@ CASES = cases()
 
 
 @pytest.fixture(scope="module")
-def uploaded(moto_store: Store) -> Store:
-    """The store with every partitioned table in it."""
-    for folder in tables():
-        moto_store.upload(folder, f"shared/{folder.name}")
+def aliases() -> dict[str, str]:
+    """The table behind each alias: one with a grant for each case, and one without for each table."""
+    return {case.alias: case.table for case in CASES} | {f"all-{each.name}": each.name for each in tables()}
+
+
+@pytest.fixture(scope="module")
+def uploaded(moto_store: Store, aliases: dict[str, str]) -> Store:
+    """The store with the table of every alias in it."""
+    for alias, table in aliases.items():
+        moto_store.upload(SHARED_TABLES / table, f"shared/{alias}")
     return moto_store
 
 
 @pytest.fixture(scope="module")
-def served(uploaded: Store, proxy_for: ProxyFor) -> Proxy:
-    """A proxy with an alias for each case, and one for each table with nothing granted or everything."""
-    everything = {f"all-{folder.name}": folder.name for folder in tables()}
+def served(uploaded: Store, aliases: dict[str, str], proxy_for: ProxyFor) -> Proxy:
+    """A proxy with every alias."""
     return proxy_for(
         uploaded,
-        tableMapping={
-            alias: f"s3://{BUCKET}/shared/{table}"
-            for alias, table in (everything | {case.alias: case.table for case in CASES}).items()
-        },
+        tableMapping={alias: f"s3://{BUCKET}/shared/{alias}" for alias in aliases},
         allowedPartitions={case.alias: case.grant for case in CASES},
         getMode="proxy",
     )
@@ -146,6 +148,6 @@ def test_an_open_table_reads_as_it_does_without_the_proxy(served: Proxy, uploade
         f"s3://{demo.PROXY_BUCKET}/all-{table}", storage_options=served.storage_options
     ).get_add_actions(flatten=True)
     direct = DeltaTable(
-        f"s3://{BUCKET}/shared/{table}", storage_options=uploaded.storage_options
+        f"s3://{BUCKET}/shared/all-{table}", storage_options=uploaded.storage_options
     ).get_add_actions(flatten=True)
     assert pa.table(through).equals(pa.table(direct))
