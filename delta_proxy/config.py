@@ -84,8 +84,9 @@ class GetMode(Enum):
 
 
 class LogView(Enum):
-    """What a client sees of `_delta_log/`: for now the log as it is."""
+    """What a restricted principal sees of `_delta_log/`: its view of the log, or the log as it is."""
 
+    FILTERED = "filtered"
     PASSTHROUGH = "passthrough"
 
 
@@ -258,7 +259,7 @@ class Config:
     proxy_partial: bool = False
     presign_expiry_seconds: Annotated[int, between(1, 604_800)] = 300
     never_redirect: tuple[str, ...] = NEVER_REDIRECT
-    log_view: LogView = LogView.PASSTHROUGH
+    log_view: LogView = LogView.FILTERED
     port: Port = 18080
     metrics_port: Port | None = None
     bucket: Annotated[str, _check_bucket] = "datalake"
@@ -348,7 +349,6 @@ def _structure(document: dict[str, Any], environ: Mapping[str, str], keys: Secre
     plain, converter = strict_converter(), strict_converter()
     converter.register_structure_hook(Secret, lambda value, _: _structure_secret(value, environ))
     converter.register_structure_hook(Grant, _structure_grant)
-    converter.register_structure_hook(LogView, _structure_log_view)
     converter.register_structure_hook(
         StoreConfig, lambda value, _: _store(present(value, StoreConfig, plain), StoreConfig())
     )
@@ -409,16 +409,6 @@ def _structure_grant(value: object, _: object) -> Grant:
         return parse_filters(value)
     except PolicyError as error:
         raise Invalid(error.problem, (error.spot,) if error.spot else ()) from None
-
-
-def _structure_log_view(value: object, _: object) -> LogView:
-    if value == "filtered":
-        raise Invalid('the filtered view is not built yet; expected "passthrough"')
-    if value != LogView.PASSTHROUGH.value:
-        raise Invalid(
-            f'expected "passthrough", found {quoted(value) if isinstance(value, str) else kind_of(value)}'
-        )
-    return LogView.PASSTHROUGH
 
 
 @attrs.frozen

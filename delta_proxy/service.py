@@ -31,10 +31,14 @@ from delta_proxy.access.policy import PolicyError, check
 from delta_proxy.config import Config, ConfigError, LogView, load
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
+from delta_proxy.delta.catalog import LogCatalog
 from delta_proxy.delta.directory import UnusableDirectory, private_directory
+from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
+from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.source import TableSource
+from delta_proxy.delta.views import LogViews, TableViews
 from delta_proxy.metrics import CONTENT_TYPE, Metrics
 from delta_proxy.resources.head import HeadLimits
 from delta_proxy.resources.health import metrics_site
@@ -98,7 +102,15 @@ class ProxyService(MultiService):
         self._started_at = reactor.seconds()
         self.metrics = Metrics(CollectorRegistry(), reactor, tables=config.table_mapping)
         tables = self._make_tables()
-        self.cache = self._make_cache(tables)
+        directory = private_directory(config.cache.directory)
+        self.cache = self._make_cache(tables, directory)
+        self.disk = DiskCache(
+            directory,
+            limit_bytes=config.cache.disk_bytes,
+            defer_to_pool=self._defer_to_pool,
+            clock=reactor,
+            observer=self.metrics,
+        )
         self.site = self._make_site(tables)
         self._listen()
 
@@ -108,6 +120,7 @@ class ProxyService(MultiService):
         super().startService()
         self._reactor.callWhenRunning(self._take_over_sigterm)
         _say_what_is_open(self._config)
+        Deferred.fromCoroutine(self.disk.start()).addErrback(_log_unexpected)
         Deferred.fromCoroutine(self._check_policies()).addErrback(_log_unexpected)
 
     def stopService(self) -> Deferred[None]:
@@ -121,6 +134,7 @@ class ProxyService(MultiService):
             await stopped
         if not await self.site.drained(self._config.limits.shutdown_seconds):
             _log.warn("requests were still in flight after {s} s", s=self._config.limits.shutdown_seconds)
+        self.disk.stop()
         await self._connections.closeCachedConnections()
         self._pool.stop()
 
@@ -156,11 +170,10 @@ class ProxyService(MultiService):
             for alias, location in self._config.table_mapping.items()
         }
 
-    def _make_cache(self, tables: Mapping[str, TableClient]) -> MetadataCache:
-        directory = private_directory(self._config.cache.directory)
+    def _make_cache(self, tables: Mapping[str, TableClient], directory: pathlib.Path) -> MetadataCache:
         sources = {
             alias: TableSource(
-                f"{client.location.store.endpoint or 'aws'} {client.location.uri}",
+                _identity(client),
                 TableRoot(client.location.bucket, client.location.prefix),
                 client,
             )
@@ -175,9 +188,31 @@ class ProxyService(MultiService):
             observer=self.metrics,
         )
 
+    def _make_gate(self, tables: Mapping[str, TableClient]) -> Gate:
+        config, masks = self._config, GrantMasks()
+        views = LogViews(
+            {
+                alias: TableViews(
+                    _identity(client),
+                    TableRoot(client.location.bucket, client.location.prefix),
+                    client,
+                    LogCatalog(self._reactor, config.cache.metadata_ttl_seconds),
+                )
+                for alias, client in tables.items()
+            },
+            cache=self.cache,
+            disk=self.disk,
+            memory=MemoryCache(config.cache.memory_bytes),
+            masks=masks,
+            defer_to_pool=self._defer_to_pool,
+            now=_now,
+        )
+        filtered = config.log_view is LogView.FILTERED
+        return Gate(config.policy, self.cache, views, masks, _now, filtered=filtered)
+
     def _make_site(self, tables: Mapping[str, TableClient]) -> S3Site:
         config, limits = self._config, self._config.limits
-        gate = Gate(config.policy, self.cache, _now)
+        gate = self._make_gate(tables)
         settings = Settings(
             addressing=Addressing(config.bucket, config.domains),
             region=config.storage.region or "us-east-1",
@@ -188,7 +223,7 @@ class ProxyService(MultiService):
             never_redirect=config.never_redirect,
         )
         site = S3Site(
-            RootResource(Services(settings, Anonymous(), gate, tables)),
+            RootResource(Services(settings, Anonymous(), gate, tables, self._defer_to_pool)),
             reactor=self._reactor,
             limits=EdgeLimits(
                 connections=limits.max_connections,
@@ -303,9 +338,14 @@ def _say_what_is_open(config: Config) -> None:
         _log.warn("nobody is asked who they are, and the proxy listens beyond loopback")
 
 
+def _identity(client: TableClient) -> str:
+    """What tells a table from every other: the store and the place in it."""
+    return f"{client.location.store.endpoint or 'aws'} {client.location.uri}"
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
 def _log_unexpected(failure: Failure) -> None:
-    _log.failure("checking the grants failed", failure=failure)
+    _log.failure("starting up failed", failure=failure)

@@ -65,7 +65,7 @@ def test_a_table_is_all_it_takes(configure: Loader) -> None:
     assert config.proxy_partial is False
     assert config.presign_expiry_seconds == 300
     assert config.never_redirect == NEVER_REDIRECT
-    assert config.log_view is LogView.PASSTHROUGH
+    assert config.log_view is LogView.FILTERED
     assert (config.port, config.interface, config.metrics_port) == (18080, "127.0.0.1", None)
     assert (config.bucket, config.domains, config.tls) == ("datalake", (), None)
     assert config.storage == StoreConfig()
@@ -202,8 +202,7 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
         ({"denyByDefault": "true"}, "denyByDefault: expected true or false, found a string"),
         ({"denyByDefault": 1}, "denyByDefault: expected true or false, found a number"),
         ({"readOnly": False}, "readOnly: writes are not supported yet; expected true"),
-        ({"logView": "filtered"}, 'logView: the filtered view is not built yet; expected "passthrough"'),
-        ({"logView": "raw"}, 'logView: expected "passthrough", found "raw"'),
+        ({"logView": "raw"}, 'logView: expected "filtered" or "passthrough", found "raw"'),
         ({"getMode": "stream"}, 'getMode: expected "presignedUrl" or "proxy", found "stream"'),
         ({"presignExpirySeconds": 0}, "presignExpirySeconds: expected a number from 1 to 604800, found 0"),
         (

@@ -15,7 +15,16 @@ import pyarrow as pa
 from delta_proxy.access.partitions import Column
 
 from .actions import LogError, Metadata, Protocol, TableMetadata
-from .index import Anchor, Overlay, TableIndex, TupleTable, columns_from_json, columns_to_json
+from .index import (
+    Anchor,
+    ColumnsSince,
+    Overlay,
+    TableIndex,
+    TupleTable,
+    columns_from_json,
+    columns_to_json,
+    joined,
+)
 from .paths import TableRoot
 from .rows import NONE, FileKind, Int32s, make_rows
 from .scan import Header, InForce, LogContent, Moment, Scanner
@@ -57,16 +66,19 @@ def sidecar_names(root: TableRoot, files: Iterable[LogContent]) -> tuple[str, ..
 
 
 class _InForce:
-    """The metaData and protocol in force while a log is read forwards."""
+    """The metaData and protocol in force while a log is read forwards. `told` is what each version said."""
 
     def __init__(self, metadata: Metadata | None = None, protocol: Protocol | None = None) -> None:
         self._metadata = metadata
         self._protocol = protocol
+        self.told: list[ColumnsSince] = []
 
-    def take(self, header: Header, file: str) -> InForce:
+    def take(self, header: Header, version: int, file: str) -> InForce:
         """Take in what a file says, and tell which columns its values are under."""
         before = self._metadata
         self._metadata = header.metadata or before
+        if header.metadata is not None:
+            self.told.append(ColumnsSince(version, header.metadata.columns))
         self._protocol = header.protocol or self._protocol
         if self._metadata is None:
             raise LogError(file, None, "no metaData is in force")
@@ -117,6 +129,7 @@ def build(
             version,
             metadata,
             anchor,
+            joined(state.told, previous.columns if previous is not None else ()),
             since=checkpoint.version if checkpoint else -1,
             complete=checkpoint is None,
             outside=scanner.outside,
@@ -144,7 +157,7 @@ def _checkpoint_rows(
         header = header.joined(scanner.header(content))
     if header.metadata is None:
         raise LogError(checkpoint.files[0].name, None, "a checkpoint without metaData")
-    state.take(header, checkpoint.files[0].name)
+    state.take(header, checkpoint.version, checkpoint.files[0].name)
     columns = InForce(header.metadata.columns, header.metadata.columns)
     for content in (*checkpoint.files, *checkpoint.sidecars):
         yield from scanner.rows(content, columns, Moment(checkpoint.version, history))
@@ -153,7 +166,7 @@ def _checkpoint_rows(
 def _commit_rows(
     scanner: Scanner, content: LogContent, state: _InForce, *, history: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    columns = state.take(scanner.header(content), content.name)
+    columns = state.take(scanner.header(content), content.version, content.name)
     yield from scanner.rows(content, columns, Moment(content.version, history))
 
 
@@ -167,6 +180,7 @@ def _written(place: Place, builder: SegmentBuilder, index: TableIndex) -> TableI
         "tuples": index.tuples.to_json(),
         "tuple_count": len(index.tuples),
         "since": index.since,
+        "columns": [[since.version, columns_to_json(since.columns)] for since in index.columns],
         "complete": index.complete,
         "outside": index.outside,
     }
@@ -210,6 +224,7 @@ def load(place: Place) -> TableIndex | None:
             int(details["version"]),
             _metadata_from_json(details["metadata"]),
             Anchor(str(name), str(etag)),
+            tuple(ColumnsSince(int(v), columns_from_json(columns)) for v, columns in details["columns"]),
             int(details["since"]),
             bool(details["complete"]),
             int(details["outside"]),
@@ -236,6 +251,7 @@ def advance(place: Place, index: TableIndex, commits: Sequence[LogContent], anch
             version=commits[-1].version if commits else index.version,
             metadata=state.result("_delta_log"),
             anchor=anchor,
+            columns=joined(index.columns, state.told),
             outside=index.outside + scanner.outside,
         )
 
@@ -261,7 +277,8 @@ def add_history(
                 yield from _commit_rows(scanner, step, state, history=True)
 
     def taken_in(grown: TableIndex) -> TableIndex:
-        return attrs.evolve(grown, complete=True, outside=index.outside + scanner.outside)
+        outside, columns = index.outside + scanner.outside, joined(index.columns, state.told)
+        return attrs.evolve(grown, complete=True, outside=outside, columns=columns)
 
     return _grown(place, index, rows(), taken_in)
 

@@ -84,4 +84,4 @@ async def in_parallel(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
 
 def _expect_cancelled(failure: Failure) -> None:
     """The first failure is the one that counts; what its end does to the others is not news."""
-    failure.trap(CancelledError, Exception)
+    failure.trap(CancelledError, Exception)  # type: ignore[no-untyped-call]

@@ -17,10 +17,21 @@ from delta_proxy.access.identity import Principal
 from delta_proxy.access.policy import Denied, Grant, Policy, Reason
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
-from delta_proxy.delta.deletion_vectors import Region, regions
-from delta_proxy.delta.masks import GrantMask, GrantMasks, authorise
-from delta_proxy.delta.rows import FileKind
-from delta_proxy.delta.visibility import LOG_PREFIX, GrantedPaths, Visibility, WholeTable
+from delta_proxy.delta.catalog import CatalogedStore, is_immutable
+from delta_proxy.delta.deletion_vectors import Region
+from delta_proxy.delta.masks import GrantMasks, authorise
+from delta_proxy.delta.paths import LOG_DIRECTORY
+from delta_proxy.delta.view_names import view_file
+from delta_proxy.delta.views import LogViews, ViewedFile
+from delta_proxy.delta.visibility import (
+    ClosedLog,
+    GrantedPaths,
+    LogOfView,
+    OpenLog,
+    Visibility,
+    WholeTable,
+    shown_regions,
+)
 from delta_proxy.s3.errors import AccessDenied
 
 _log = Logger()
@@ -66,13 +77,27 @@ class GrantedTable:
 
 
 class Gate:
-    """Joins policy, metadata cache and clock; `now` is what relative dates of a grant refer to."""
+    """Joins policy, metadata cache and views; `now` is what relative dates of a grant refer to.
 
-    def __init__(self, policy: Policy, cache: MetadataCache, now: Callable[[], datetime]) -> None:
+    `filtered` tells whether restricted principals see views of the log, or the log as it is.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        cache: MetadataCache,
+        views: LogViews,
+        masks: GrantMasks,
+        now: Callable[[], datetime],
+        *,
+        filtered: bool,
+    ) -> None:
         self._policy = policy
         self._cache = cache
+        self._views = views
+        self._masks = masks
         self._now = now
-        self._masks = GrantMasks()
+        self._filtered = filtered
 
     def tables(self, principal: Principal) -> tuple[GrantedTable, ...]:
         """The tables the principal has a grant for, in the order of their aliases."""
@@ -87,11 +112,11 @@ class Gate:
         return Refused(Reason.NO_GRANT) if closed else Absent()
 
     async def judge(self, table: GrantedTable, path: str) -> Verdict:
-        """What the path (relative to the table root) is for a principal with this grant."""
+        """What the path (relative to the table root) is for a principal with this grant. Raises S3Error."""
         if table.grant.is_everything:
             return Served(_use_of(path))
-        if path.startswith(LOG_PREFIX):
-            return _judge_log(table.grant)
+        if path.startswith(LOG_DIRECTORY):
+            return self._judge_log(table.grant, path)
         try:
             index, entries = await self._cache.locate(table.alias, path)
         except LogError as error:
@@ -102,41 +127,58 @@ class Gate:
         decision = authorise(index, table.grant, path, self._now())
         if isinstance(decision, Denied):
             return Refused(decision.reason)
-        return _served(self._masks.of(index, table.grant, self._now()), path)
+        shown = shown_regions(self._masks.of(index, table.grant, self._now()), entries)
+        return Served(Use.DATA) if shown is None else Served(Use.DELETION_VECTOR, shown)
+
+    async def content(self, table: GrantedTable, served: Served, path: str) -> ViewedFile | None:
+        """The local content of a served path; None when it is the store's to send.
+
+        Log files never change, so one copy serves all who may see them as they are. Raises S3Error and
+        RefusedView.
+        """
+        restricted = not table.grant.is_everything
+        if served.use is Use.LOG and restricted and self._filtered:
+            return await self._views.log_file(table.alias, table.grant, path)
+        if served.use is Use.LOG and is_immutable(path):
+            return await self._views.original(table.alias, path)
+        if served.shown is not None:
+            return await self._views.vector(table.alias, path, served.shown)
+        return None
+
+    def listable(self, alias: str) -> CatalogedStore:
+        """The LIST of a table's store."""
+        return self._views.listable(alias)
 
     async def visibility(self, table: GrantedTable, prefix: str) -> Visibility:
         """What a listing of the table below `prefix` shows, as of the newest commit. Raises S3Error."""
         if table.grant.is_everything:
             return WholeTable()
         try:
+            log = await self._visible_log(table)
+            if prefix.startswith(LOG_DIRECTORY):
+                return log
             index = await self._cache.refreshed(table.alias)
         except LogError as error:
             _log.error("table {alias}: {error}", alias=table.alias, error=str(error))
             raise AccessDenied() from None
-        mask = self._masks.of(index, table.grant, self._now())
-        log = isinstance(_judge_log(table.grant), Served)
-        return GrantedPaths(mask, lambda path: log)
+        return GrantedPaths(self._masks.of(index, table.grant, self._now()), log)
+
+    async def _visible_log(self, table: GrantedTable) -> LogOfView:
+        if self._filtered:
+            return LogOfView(await self._views.key(table.alias, table.grant))
+        return ClosedLog() if table.grant.is_nothing else OpenLog()
+
+    def _judge_log(self, grant: Grant, path: str) -> Verdict:
+        """The files that a view has; passed through, the log is closed to whom nothing is granted."""
+        if self._filtered:
+            return Served(Use.LOG) if view_file(path[len(LOG_DIRECTORY) :]) else Absent()
+        return Refused(Reason.NO_GRANT) if grant.is_nothing else Served(Use.LOG)
 
 
 def _use_of(path: str) -> Use:
     """What an unrestricted principal's path is, by its name: only data may be redirected."""
-    if path.startswith(LOG_PREFIX):
+    if path.startswith(LOG_DIRECTORY):
         return Use.LOG
     name = path.rpartition("/")[2]
     vector = name.startswith("deletion_vector_") and name.endswith(".bin")
     return Use.DELETION_VECTOR if vector else Use.DATA
-
-
-def _judge_log(grant: Grant) -> Verdict:
-    """The log as it is; closed to a principal that is granted nothing, who has no use for it."""
-    return Refused(Reason.NO_GRANT) if grant.is_nothing else Served(Use.LOG)
-
-
-def _served(mask: GrantMask, path: str) -> Served:
-    entries = mask.index.lookup(path)
-    vectors = [entry for entry in entries if entry.kind is FileKind.DELETION_VECTOR]
-    if not vectors:
-        return Served(Use.DATA)
-    granted = [(entry.offset, entry.size or 0) for entry in vectors if mask.allows_vector(entry)]
-    denied = [(entry.offset, entry.size or 0) for entry in vectors if not mask.allows_vector(entry)]
-    return Served(Use.DELETION_VECTOR, regions(granted, denied))

@@ -192,9 +192,28 @@ class Anchor:
     etag: str
 
 
+@attrs.frozen
+class ColumnsSince:
+    """The partition columns that the log gives from a version on."""
+
+    version: int
+    columns: tuple[Column, ...]
+
+
+def joined(*told: Iterable[ColumnsSince]) -> tuple[ColumnsSince, ...]:
+    """What several readings of the log tell, in order, each change of the columns once."""
+    changes: list[ColumnsSince] = []
+    for since in sorted(itertools.chain(*told), key=lambda since: since.version):
+        if not changes or changes[-1].columns != since.columns:
+            changes.append(since)
+    return tuple(changes)
+
+
 @attrs.frozen(eq=False)
 class TableIndex:
     """A table's index as of `version`.
+
+    `columns` tells, oldest first, which partition columns were in force from which version on.
 
     `since` is the version of the checkpoint it was first built on, -1 without one, and `complete` tells
     whether what remains of the log up to there was read too. `outside` counts log
@@ -207,6 +226,7 @@ class TableIndex:
     version: int
     metadata: TableMetadata
     anchor: Anchor
+    columns: tuple[ColumnsSince, ...] = ()
     since: int = -1
     complete: bool = False
     outside: int = 0
@@ -225,6 +245,28 @@ class TableIndex:
     def rows(self) -> int:
         """How many statements the base holds, and paths the overlay."""
         return self.base.rows + len(self.overlay.paths)
+
+    def columns_before(self, version: int) -> tuple[Column, ...] | None:
+        """The partition columns in force before a version; None before the first.
+
+        Where the log of that time is gone, these are the oldest that remain: values under others do not fit.
+        """
+        earlier = [since.columns for since in self.columns if since.version < version]
+        if earlier:
+            return earlier[-1]
+        return self.columns[0].columns if self.columns and version > 0 else None
+
+    def relabelled(self) -> Iterator[str]:
+        """The paths that had more than one set of partition values, or whose values are told in several
+        statements.
+        """
+        for row in self.base.compound_rows():
+            path = self.base.path(row)
+            if path not in self.overlay.entries:
+                yield path
+        for path, entries in self.overlay.entries.items():
+            if len({entry.tuple_id for entry in entries if entry.kind is not FileKind.DELETION_VECTOR}) > 1:
+                yield path
 
     def lookup(self, path: str) -> tuple[Entry, ...]:
         """Everything the log ever said about a path; empty when it says nothing."""

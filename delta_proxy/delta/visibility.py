@@ -1,15 +1,20 @@
-"""Which paths of a table a listing shows."""
+"""Which paths of a table a listing shows, and under which ETags: those that GET would give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
+from delta_proxy.delta.deletion_vectors import Region, regions
 from delta_proxy.delta.masks import GrantMask
+from delta_proxy.delta.paths import LOG_DIRECTORY
+from delta_proxy.delta.rows import FileKind
+from delta_proxy.delta.segment import Entry
+from delta_proxy.delta.view_names import view_file
+from delta_proxy.delta.views import derived_etag, vector_key
 
-LOG_PREFIX = "_delta_log/"
+_BEHIND_LOG: Final = LOG_DIRECTORY + "\U0010ffff"
 
 
 class Visibility(Protocol):
@@ -17,6 +22,10 @@ class Visibility(Protocol):
 
     def shows(self, path: str) -> bool:
         """Whether GET would serve this path."""
+        ...
+
+    def etag(self, path: str, etag: str) -> str:
+        """The quoted ETag that GET gives for a path, when the store's is `etag`."""
         ...
 
     def below(self, prefix: str) -> bool | None:
@@ -36,6 +45,10 @@ class WholeTable:
         """Every path is shown."""
         return True
 
+    def etag(self, path: str, etag: str) -> str:
+        """The store's."""
+        return etag
+
     def below(self, prefix: str) -> bool | None:
         """The store lists only prefixes that hold something."""
         return True
@@ -46,39 +59,106 @@ class WholeTable:
 
 
 @attrs.frozen
-class GrantedPaths:
-    """A restricted principal sees the granted paths of the index and the log files of its view.
+class LogOfView:
+    """The log directory of a view: the files that views have, under ETags of their own."""
 
-    `shows_log` judges a path below `_delta_log/`.
-    """
+    key: str
+
+    def shows(self, path: str) -> bool:
+        """Commits, checkpoints, sidecars and the hint."""
+        return path.startswith(LOG_DIRECTORY) and view_file(path[len(LOG_DIRECTORY) :]) is not None
+
+    def etag(self, path: str, etag: str) -> str:
+        """The ETag of the file in the view."""
+        return derived_etag(etag, self.key)
+
+    def below(self, prefix: str) -> bool | None:
+        """The log itself exists; of the rest only the store can tell."""
+        return True if prefix == LOG_DIRECTORY else None
+
+    def next_after(self, path: str, prefix: str) -> str | None:
+        """The log directory, or what the store has behind the path."""
+        overlap = LOG_DIRECTORY.startswith(prefix) or prefix.startswith(LOG_DIRECTORY)
+        return max(LOG_DIRECTORY, prefix) if overlap and path < _BEHIND_LOG else None
+
+
+@attrs.frozen
+class OpenLog(LogOfView):
+    """The log directory where it is passed through as it is."""
+
+    key: str = ""
+
+    def shows(self, path: str) -> bool:
+        """Every file of it."""
+        return path.startswith(LOG_DIRECTORY)
+
+    def etag(self, path: str, etag: str) -> str:
+        """The store's."""
+        return etag
+
+
+@attrs.frozen
+class ClosedLog(LogOfView):
+    """The log directory where it does not exist for the principal."""
+
+    key: str = ""
+
+    def shows(self, path: str) -> bool:
+        """No file of it."""
+        return False
+
+    def below(self, prefix: str) -> bool | None:
+        """Nothing is."""
+        return False
+
+    def next_after(self, path: str, prefix: str) -> str | None:
+        """Nothing is."""
+        return None
+
+
+@attrs.frozen
+class GrantedPaths:
+    """A restricted principal sees the granted paths of the index, and its view of the log."""
 
     mask: GrantMask
-    shows_log: Callable[[str], bool]
+    log: LogOfView
 
     def shows(self, path: str) -> bool:
         """A log file of the view, or a path whose every partition value is granted."""
-        if path.startswith(LOG_PREFIX):
-            return self.shows_log(path)
+        if path.startswith(LOG_DIRECTORY):
+            return self.log.shows(path)
         return self.mask.allows(self.mask.index.lookup(path))
+
+    def etag(self, path: str, etag: str) -> str:
+        """The store's, save for what is not shown as it is: log files and deletion vectors."""
+        if path.startswith(LOG_DIRECTORY):
+            return self.log.etag(path, etag)
+        shown = shown_regions(self.mask, self.mask.index.lookup(path))
+        return etag if shown is None else derived_etag(etag, vector_key(shown))
 
     def below(self, prefix: str) -> bool | None:
         """A live granted file exists by the protocol; of a tombstoned one only the store can tell."""
-        if prefix.startswith(LOG_PREFIX):
-            return None
+        if prefix.startswith(LOG_DIRECTORY):
+            return self.log.below(prefix)
         if self.mask.index.has_live_below(prefix, self.mask.bits):
             return True
-        return None if self._next_data(prefix, prefix) is not None else LOG_PREFIX.startswith(prefix)
+        maybe = self._next_data(prefix, prefix) is not None or LOG_DIRECTORY.startswith(prefix)
+        return None if maybe else False
 
     def next_after(self, path: str, prefix: str) -> str | None:
         """The next granted path of the index, or the log directory when that comes first."""
-        data = self._next_data(path, prefix)
-        log = max(LOG_PREFIX, prefix) if path < LOG_PREFIX + "\U0010ffff" and _overlaps(prefix) else None
-        candidates = [candidate for candidate in (data, log) if candidate is not None]
-        return min(candidates, default=None)
+        candidates = (self._next_data(path, prefix), self.log.next_after(path, prefix))
+        return min((found for found in candidates if found is not None), default=None)
 
     def _next_data(self, path: str, prefix: str) -> str | None:
         return self.mask.index.next_visible(path, prefix, self.mask.bits)
 
 
-def _overlaps(prefix: str) -> bool:
-    return LOG_PREFIX.startswith(prefix) or prefix.startswith(LOG_PREFIX)
+def shown_regions(mask: GrantMask, entries: tuple[Entry, ...]) -> tuple[Region, ...] | None:
+    """What is shown of a file with these entries when it holds deletion vectors, else None."""
+    vectors = [entry for entry in entries if entry.kind is FileKind.DELETION_VECTOR]
+    if not vectors:
+        return None
+    granted = [(entry.offset, entry.size or 0) for entry in vectors if mask.allows_vector(entry)]
+    denied = [(entry.offset, entry.size or 0) for entry in vectors if not mask.allows_vector(entry)]
+    return regions(granted, denied)

@@ -14,7 +14,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from delta_proxy.access.identity import Principal
+from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.logs import redact_target
+from delta_proxy.resources.files import Plan, send_bytes, send_file
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
@@ -46,6 +48,18 @@ class Streamed:
     upstream: UpstreamResponse
 
 
+@attrs.frozen
+class Stored:
+    """An answer whose body lies in memory or in an open file, which sending closes."""
+
+    plan: Plan
+    content: OpenFile | bytes
+    services: Services
+
+
+AnyAnswer = Answer | Streamed | Stored
+
+
 class S3Resource(Resource):
     """A leaf that answers one parsed request; `answer` is what a subclass adds."""
 
@@ -62,7 +76,7 @@ class S3Resource(Resource):
         request.notifyFinish().addErrback(lambda _: work.cancel())
         return NOT_DONE_YET
 
-    async def answer(self, principal: Principal, request: EdgeRequest) -> Answer | Streamed:
+    async def answer(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
         """What the principal gets. Raises S3Error."""
         raise NotImplementedError
 
@@ -80,7 +94,7 @@ class S3Resource(Resource):
             _log.failure("answering {target} failed", target=redact_target(request.uri))
             request.fail(InternalError())
 
-    async def _authenticated_answer(self, request: EdgeRequest) -> Answer | Streamed:
+    async def _authenticated_answer(self, request: EdgeRequest) -> AnyAnswer:
         """Who asks is settled before anything that exists is named."""
         annotate(request, operation=self.s3.operation.value)
         principal = await self.services.authenticator.authenticate(self.s3, request)
@@ -107,15 +121,29 @@ class ErrorResource(Resource):
         return NOT_DONE_YET
 
 
-async def send(request: EdgeRequest, answer: Answer | Streamed) -> None:
+async def send(request: EdgeRequest, answer: AnyAnswer) -> None:
     """Write an answer; returns when its last byte is written."""
-    request.setResponseCode(answer.status)
-    for name, value in answer.headers:
+    head = answer.plan if isinstance(answer, Stored) else answer
+    request.setResponseCode(head.status)
+    for name, value in head.headers:
         request.responseHeaders.addRawHeader(name.encode("ascii"), value.encode("latin-1"))
+    if isinstance(answer, Stored):
+        await _send_stored(request, answer)
+        return
     if isinstance(answer, Answer):
         request.answer(answer.body)
         return
     await answer.upstream.send_body(request)
+    request.finish()
+
+
+async def _send_stored(request: EdgeRequest, answer: Stored) -> None:
+    """The planned bytes of a local copy, from memory or read in the thread pool."""
+    first, length = answer.plan.first, 0 if request.method == b"HEAD" else answer.plan.length
+    if isinstance(answer.content, bytes):
+        await send_bytes(request, answer.content, first, length)
+    else:
+        await send_file(request, answer.content, first, length, answer.services.defer_to_pool)
     request.finish()
 
 

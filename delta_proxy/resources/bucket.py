@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from delta_proxy.access.identity import Principal
 from delta_proxy.delta.gate import GrantedTable
-from delta_proxy.resources.base import XML, Answer, S3Resource, Streamed
+from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource
 from delta_proxy.resources.listing import ListedTable, list_page
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3 import xml
@@ -21,7 +21,7 @@ _CREATED = "2006-03-01T00:00:00.000Z"
 class ServiceResource(S3Resource):
     """`/`: the one bucket."""
 
-    async def answer(self, principal: Principal, request: EdgeRequest) -> Answer | Streamed:
+    async def answer(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
         """ListBuckets; the rest of the service level is not implemented."""
         if self.s3.operation is not Operation.LIST_BUCKETS:
             raise NotImplementedByProxy()
@@ -33,7 +33,7 @@ class ServiceResource(S3Resource):
 class BucketResource(S3Resource):
     """`/<bucket>`: what it is, where it is, what is in it."""
 
-    async def answer(self, principal: Principal, request: EdgeRequest) -> Answer | Streamed:
+    async def answer(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
         """The answer to an operation on the bucket."""
         region = self.services.settings.region
         match self.s3.operation:
@@ -57,5 +57,5 @@ class BucketResource(S3Resource):
     def _listed(self, table: GrantedTable) -> ListedTable:
         gate = self.services.gate
         return ListedTable(
-            table.alias, self.services.tables[table.alias], lambda prefix: gate.visibility(table, prefix)
+            table.alias, gate.listable(table.alias), lambda prefix: gate.visibility(table, prefix)
         )

@@ -133,8 +133,12 @@ class _Scan:
             for entry in merged:
                 if await self._due(entry, after):
                     shown = True
-                    yield entry
+                    yield entry if isinstance(entry, str) else self._as_served(entry)
             start = self._next_start(merged, shown=shown) if page.truncated else None
+
+    def _as_served(self, entry: ListedKey) -> ListedKey:
+        """With the ETag that GET gives."""
+        return attrs.evolve(entry, etag=self.visibility.etag(entry.key, entry.etag))
 
     def _beyond(self, name: str) -> str:
         """The start-after that leaves an entry behind: the whole group where it is a common prefix."""

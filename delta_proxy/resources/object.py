@@ -1,11 +1,21 @@
-"""GetObject and HeadObject: what a key is for the principal, then a redirect or a stream."""
+"""GetObject and HeadObject: what a key is for the principal, then a redirect, a local copy or a stream."""
 
 from __future__ import annotations
 
 from delta_proxy.access.identity import Principal
 from delta_proxy.config import GetMode
 from delta_proxy.delta.gate import Absent, GrantedTable, Refused, Served, Use, Verdict
-from delta_proxy.resources.base import Answer, Fields, S3Resource, Streamed, annotate
+from delta_proxy.delta.views import RefusedView, ViewedFile
+from delta_proxy.resources.base import (
+    Answer,
+    AnyAnswer,
+    Fields,
+    S3Resource,
+    Stored,
+    Streamed,
+    annotate,
+)
+from delta_proxy.resources.files import plan
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.errors import AccessDenied, NoSuchKey, NotImplementedByProxy, S3Error
 from delta_proxy.s3.headers import Headers
@@ -46,7 +56,7 @@ _SESSION_TOKEN = "x-amz-security-token"  # noqa: S105 - a header's name
 class ObjectResource(S3Resource):
     """`/<bucket>/<key>`."""
 
-    async def answer(self, principal: Principal, request: EdgeRequest) -> Answer | Streamed:
+    async def answer(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
         """The object, when the grant allows it."""
         if self.s3.operation not in {Operation.GET_OBJECT, Operation.HEAD_OBJECT}:
             raise NotImplementedByProxy()
@@ -60,7 +70,8 @@ class ObjectResource(S3Resource):
         if self._redirects(served):
             return await self._redirect(client, path)
         annotate(request, proxied=True)
-        return await self._stream(client, path)
+        viewed = await self._viewed(table, served, path, request)
+        return await self._stream(client, path) if viewed is None else self._stored(viewed)
 
     def _table(self, principal: Principal, alias: str, request: EdgeRequest) -> GrantedTable:
         opened = self.services.gate.open(principal, alias)
@@ -80,6 +91,30 @@ class ObjectResource(S3Resource):
             return AccessDenied()
         annotate(request, decision="absent")
         return NoSuchKey(fields={"Key": self.s3.key})
+
+    async def _viewed(
+        self, table: GrantedTable, served: Served, path: str, request: EdgeRequest
+    ) -> ViewedFile | None:
+        try:
+            return await self.services.gate.content(table, served, path)
+        except RefusedView as refused:
+            raise self._refusal(Refused(refused.reason), request) from None
+
+    def _stored(self, viewed: ViewedFile) -> Stored:
+        """The local copy, answered as S3 would: range, conditions and overrides are held against the view."""
+        try:
+            planned = plan(
+                self.s3.headers,
+                size=viewed.size,
+                etag=viewed.etag,
+                last_modified=viewed.last_modified,
+                overrides=self.s3.query,
+                part_number=1 if self.s3.param("partNumber") else None,
+            )
+        except BaseException:
+            self.services.close(viewed.content)
+            raise
+        return Stored(planned, viewed.content, self.services)
 
     def _redirects(self, served: Served) -> bool:
         """Never for HEAD, log files or deletion vectors, nor for a client that cannot follow (FACTS: 307)."""

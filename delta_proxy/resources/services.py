@@ -9,10 +9,12 @@ import attrs
 
 from delta_proxy.access.identity import ANONYMOUS, Principal
 from delta_proxy.config import GetMode
+from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import Gate
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.request import Addressing, S3Request
 from delta_proxy.upstream.client import TableClient
+from delta_proxy.upstream.spool import DeferToPool
 
 
 class Authenticator(Protocol):
@@ -52,3 +54,9 @@ class Services:
     authenticator: Authenticator
     gate: Gate
     tables: Mapping[str, TableClient]
+    defer_to_pool: DeferToPool
+
+    def close(self, content: OpenFile | bytes) -> None:
+        """Give back the content of an answer that is not sent, or has been."""
+        if not isinstance(content, bytes):
+            self.defer_to_pool(content.close)

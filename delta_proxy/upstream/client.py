@@ -128,6 +128,15 @@ class SmallObject:
 
 
 @frozen
+class ObjectStat:
+    """An object's size in bytes, its quoted ETag and its Last-Modified as the store wrote it."""
+
+    size: int
+    etag: str
+    last_modified: str
+
+
+@frozen
 class Downloaded:
     """The size in bytes and the quoted ETag of an object that is now a file."""
 
@@ -316,6 +325,13 @@ class TableClient:
         operation = "GetObject" if method == "GET" else "HeadObject"
         kept = tuple((name.lower(), value) for name, value in headers if name.lower() not in _OWN_HEADERS)
         return await self._open(_Request(operation, method, self.location.key(path), query, kept))
+
+    async def stat(self, path: str) -> ObjectStat:
+        """Size, ETag and Last-Modified of an object, by HEAD. Raises S3Error."""
+        response = await self.open("HEAD", path)
+        response.discard()
+        headers = response.headers
+        return ObjectStat(response.length or 0, headers.get("etag") or "", headers.get("last-modified") or "")
 
     async def presign(self, path: str, *, headers: Pairs = (), query: Pairs = (), expires: int) -> str:
         """An absolute URL that GETs one object for `expires` seconds; `headers` are signed besides the

@@ -49,6 +49,9 @@ class Granted:
     def shows(self, path: str) -> bool:
         return path in self.paths
 
+    def etag(self, path: str, etag: str) -> str:
+        return etag
+
     def below(self, prefix: str) -> bool | None:
         return any(path.startswith(prefix) for path in self.paths) if self.certain else None
 

@@ -1,0 +1,88 @@
+"""What the last listings told of a table's log files: enough to know, without asking again, that a file kept
+on disk is still the store's.
+
+Commits and checkpoints never change once they are written (Delta PROTOCOL, "File Types"), so what one
+listing said holds until the next says otherwise; it is asked anew after `ttl` seconds all the same, for a
+table may be replaced by another.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Final
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from delta_proxy.delta.paths import LOG_DIRECTORY, LogKind, classify_log_name
+from delta_proxy.upstream.client import ListedObject, ListPage, ObjectStat, TableClient
+
+_REMEMBERED: Final = 100_000
+_IMMUTABLE: Final = frozenset(
+    {LogKind.COMMIT, LogKind.CHECKPOINT, LogKind.CHECKPOINT_PART, LogKind.CHECKPOINT_V2, LogKind.SIDECAR}
+)
+
+
+def is_immutable(path: str) -> bool:
+    """Whether a path is that of a log file which never changes once it is written."""
+    return path.startswith(LOG_DIRECTORY) and classify_log_name(path[len(LOG_DIRECTORY) :]).kind in _IMMUTABLE
+
+
+def stat_of(listed: ListedObject) -> ObjectStat:
+    """What a listing says of a file, its time as an HTTP date."""
+    moment = datetime.fromisoformat(listed.last_modified).astimezone(UTC)
+    return ObjectStat(listed.size, listed.etag, format_datetime(moment, usegmt=True))
+
+
+@attrs.frozen
+class CatalogedStore:
+    """A table's LIST that remembers what it saw of the log."""
+
+    store: TableClient
+    catalog: LogCatalog
+
+    async def list(
+        self, prefix: str = "", *, delimiter: str = "", start_after: str = "", max_keys: int = 1000
+    ) -> ListPage:
+        """One page of the store's listing. Raises S3Error."""
+        page = await self.store.list(prefix, delimiter=delimiter, start_after=start_after, max_keys=max_keys)
+        self.catalog.learn_all(page.objects)
+        return page
+
+
+class LogCatalog:
+    """The immutable log files of one table, as last listed or asked for; the oldest knowledge goes first."""
+
+    def __init__(self, clock: IReactorTime, ttl: float) -> None:
+        self._clock = clock
+        self._ttl = ttl
+        self._known: OrderedDict[str, tuple[float, ObjectStat]] = OrderedDict()
+
+    def learn(self, path: str, stat: ObjectStat) -> None:
+        """Take in what the store just said of a path; anything but an immutable log file is not kept."""
+        if not is_immutable(path):
+            return
+        self._known[path] = (self._clock.seconds(), stat)
+        self._known.move_to_end(path)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def learn_all(self, listed: Iterable[ListedObject]) -> None:
+        """Take in a page of a listing."""
+        for file in listed:
+            if is_immutable(file.path):
+                self.learn(file.path, stat_of(file))
+
+    def find(self, path: str) -> ObjectStat | None:
+        """What is known of a path and not too old."""
+        found = self._known.get(path)
+        if found is None or self._clock.seconds() - found[0] > self._ttl:
+            return None
+        return found[1]
+
+    def forget(self, path: str) -> None:
+        """Drop what turned out wrong."""
+        self._known.pop(path, None)

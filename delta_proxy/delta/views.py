@@ -1,0 +1,362 @@
+"""The Delta log, and deletion vectors, as a grant sees them: which files there are, where their bytes lie.
+
+A file of the view has the name and the size of the original and an ETag of its own. It is made once from the
+original, in the thread pool, and kept on disk under the original's ETag and the view's key, so that
+principals who see the same share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import attrs
+import orjson
+from twisted.logger import Logger
+
+from delta_proxy.access.policy import Grant, Reason
+from delta_proxy.delta import checkpoints, commits, deletion_vectors, last_checkpoint
+from delta_proxy.delta.actions import LogError
+from delta_proxy.delta.cache import DeferToPool, MetadataCache
+from delta_proxy.delta.catalog import CatalogedStore, LogCatalog
+from delta_proxy.delta.deletion_vectors import Region
+from delta_proxy.delta.disk_cache import CachedFile, DiskCache, Make, MemoryCache, OpenFile
+from delta_proxy.delta.index import TableIndex, TupleTable
+from delta_proxy.delta.masks import GrantMask, GrantMasks
+from delta_proxy.delta.paths import LOG_DIRECTORY, LogFile, LogKind, TableRoot
+from delta_proxy.delta.scan import LogContent, Scanner
+from delta_proxy.delta.view_grant import Columns, StaleIndex, ViewError, ViewGrant
+from delta_proxy.delta.view_history import view_grant
+from delta_proxy.delta.view_names import view_file
+from delta_proxy.s3.errors import NoSuchKey, ServiceUnavailable
+from delta_proxy.upstream.client import ObjectStat, TableClient
+
+REWRITER_VERSION: Final = 1
+"""Part of every ETag and cache key: raise it with any change of what a rewrite writes."""
+
+_CHUNK: Final = 256 * 1024
+_SMALL: Final = 1024 * 1024
+_REMEMBERED: Final = 10_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_log = Logger()
+
+
+@attrs.frozen
+class ViewedFile:
+    """A file as it is shown: its bytes, or the file that whoever gets it must close in the thread pool; its
+    quoted ETag; the original's Last-Modified, an HTTP date.
+    """
+
+    content: OpenFile | bytes
+    etag: str
+    last_modified: str
+
+    @property
+    def size(self) -> int:
+        """The size in bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.size
+
+
+class Replaced(Exception):
+    """The store's file is another than the one asked for."""
+
+
+class RefusedView(Exception):
+    """A file that exists and is not shown, for a reason the audit log tells."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+@attrs.frozen
+class TableViews:
+    """What the views of one table are made of. `identity` tells the table from every other."""
+
+    identity: str
+    root: TableRoot
+    store: TableClient
+    catalog: LogCatalog
+
+
+@contextmanager
+def _translated(table: TableViews, path: str) -> Iterator[None]:
+    """What goes wrong with a file's content, as the answer it leads to."""
+    try:
+        yield
+    except Replaced:
+        raise ServiceUnavailable() from None
+    except (ViewError, LogError) as error:
+        _log.error("{table}: {path}: {error}", table=table.identity, path=path, error=str(error))
+        raise RefusedView(Reason.UNREADABLE_LOG) from None
+
+
+def derived_etag(etag: str, view: str) -> str:
+    """The ETag of a viewed file: never of the form of an MD5, which SDKs would hold the body against."""
+    text = f"{REWRITER_VERSION}\n{etag}\n{view}"
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}-v{REWRITER_VERSION}"'
+
+
+def view_key(grant: Grant, mask: GrantMask) -> str:
+    """What tells one view of a table from another: of a grant that moves with the clock, what it sees."""
+    if not grant.is_relative:
+        return grant.fingerprint
+    return f"{grant.fingerprint}-{hashlib.sha256(mask.bits.tobytes()).hexdigest()}"
+
+
+def vector_key(shown: Sequence[Region]) -> str:
+    """What tells one view of a deletion vector file from another."""
+    return " ".join(f"{region.start}-{region.stop}" for region in shown)
+
+
+class LogViews:
+    """Makes and keeps the views of all tables."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, TableViews],
+        *,
+        cache: MetadataCache,
+        disk: DiskCache,
+        memory: MemoryCache,
+        masks: GrantMasks,
+        defer_to_pool: DeferToPool,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._tables = tables
+        self._cache = cache
+        self._disk = disk
+        self._memory = memory
+        self._masks = masks
+        self._defer_to_pool = defer_to_pool
+        self._now = now
+        self._hints: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
+        self._sidecars: OrderedDict[tuple[str, str], Columns] = OrderedDict()
+
+    def listable(self, alias: str) -> CatalogedStore:
+        """The table's LIST; what it tells of the log is remembered."""
+        table = self._tables[alias]
+        return CatalogedStore(table.store, table.catalog)
+
+    async def original(self, alias: str, path: str) -> ViewedFile:
+        """An immutable log file as it is. Raises S3Error."""
+        table = self._tables[alias]
+        stat = await self._stat(table, path)
+        key, make = self._download(table, path, stat)
+        with _translated(table, path):
+            return ViewedFile(await self._content(key, make, "log"), stat.etag, stat.last_modified)
+
+    async def log_file(self, alias: str, grant: Grant, path: str) -> ViewedFile:
+        """A log file as a restricted grant sees it.
+
+        Raises NoSuchKey for a file that the view does not have, RefusedView for one that cannot be shown with
+        certainty, and what the store answers (S3Error).
+        """
+        table, file = self._tables[alias], view_file(path[len(LOG_DIRECTORY) :])
+        if file is None:
+            raise NoSuchKey()
+        key = await self.key(alias, grant)
+        if file.kind is LogKind.LAST_CHECKPOINT:
+            return await self._last_checkpoint(table, path, key)
+        stat = await self._stat(table, path)
+        make = partial(self._rewrite, alias, grant, file, stat)
+        with _translated(table, path):
+            content = await self._content(f"{table.identity} {path} {stat.etag} {key}", make, "view")
+        return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
+
+    async def vector(self, alias: str, path: str, shown: Sequence[Region]) -> ViewedFile:
+        """A deletion vector file with zeros outside what is shown. Raises S3Error."""
+        table, key = self._tables[alias], vector_key(shown)
+        stat = await table.store.stat(path)
+
+        async def make(target: Path) -> None:
+            original = await self._raw(table, path, stat)
+            await self._defer_to_pool(_write_masked, original.path, target, shown)
+
+        with _translated(table, path):
+            content = await self._content(f"{table.identity} {path} {stat.etag} {key}", make, "view")
+        return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
+
+    async def key(self, alias: str, grant: Grant) -> str:
+        """The key of a grant's view at this moment."""
+        if not grant.is_relative:
+            return grant.fingerprint
+        index = await self._cache.table(alias)
+        return view_key(grant, self._masks.of(index, grant, self._now()))
+
+    async def _stat(self, table: TableViews, path: str) -> ObjectStat:
+        """What the store says of a log file: of an immutable one, what it said last."""
+        known = table.catalog.find(path)
+        if known is None:
+            known = await table.store.stat(path)
+            table.catalog.learn(path, known)
+        return known
+
+    async def _content(self, key: str, make: Make, kind: str) -> OpenFile | bytes:
+        """A file of the cache: small ones from memory."""
+        known = self._memory.get(key)
+        if known is not None:
+            return known
+        file = await self._disk.open(key, make, kind=kind)
+        if file.size > _SMALL:
+            return file
+        try:
+            data: bytes = await self._defer_to_pool(file.read_at, 0, file.size)
+        finally:
+            self._defer_to_pool(file.close)
+        self._memory.put(key, data)
+        return data
+
+    def _download(self, table: TableViews, path: str, stat: ObjectStat) -> tuple[str, Make]:
+        """The key of an original and how to get it, which raises Replaced when the store has another."""
+
+        async def make(target: Path) -> None:
+            if (await table.store.download(path, target)).etag != stat.etag:
+                table.catalog.forget(path)
+                raise Replaced
+
+        return f"{table.identity} {path} {stat.etag}", make
+
+    async def _raw(self, table: TableViews, path: str, stat: ObjectStat) -> CachedFile:
+        """The original on disk."""
+        key, make = self._download(table, path, stat)
+        return await self._disk.get(key, make, kind="log")
+
+    async def _rewrite(self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, target: Path) -> None:
+        original = await self._raw(self._tables[alias], file.path, stat)
+        index = await self._index_with(alias, file)
+        try:
+            questions = await self._questions(alias, index, grant, file)
+            await self._defer_to_pool(_write_view, original.path, target, file, questions)
+        except StaleIndex:
+            questions = await self._questions(alias, await self._cache.refreshed(alias), grant, file)
+            await self._defer_to_pool(_write_view, original.path, target, file, questions)
+
+    async def _questions(
+        self, alias: str, index: TableIndex, grant: Grant, file: LogFile
+    ) -> Callable[[], ViewGrant]:
+        """What the rewrite will ask, to be prepared in the thread pool. Raises ViewError."""
+        if index.metadata.unknown_features:
+            raise ViewError("the table needs a reader feature that is not known")
+        table, now = self._tables[alias], self._now()
+        columns = await self._columns(index, table, file)
+        return partial(view_grant, grant, self._masks.of(index, grant, now), table.root, now, columns)
+
+    async def _index_with(self, alias: str, file: LogFile) -> TableIndex:
+        """The index with all of the log that remains, and at least as new as the file."""
+        index = await self._cache.complete(alias)
+        if file.version is None or file.version <= index.version:
+            return index
+        index = await self._cache.refreshed(alias)
+        if file.version > index.version:
+            raise ViewError("the log has no version of this number")
+        return index
+
+    async def _columns(self, index: TableIndex, table: TableViews, file: LogFile) -> Columns | None:
+        """The partition columns in force before a commit, or for the files of a checkpoint."""
+        if file.version is None:
+            return await self._sidecar_columns(table, file)
+        if file.kind is LogKind.COMMIT:
+            return index.columns_before(file.version)
+        return index.columns_before(file.version + 1)
+
+    async def _sidecar_columns(self, table: TableViews, file: LogFile) -> Columns:
+        """The partition columns of the newest checkpoint that names a sidecar, else NoSuchKey."""
+        known = self._sidecars.get((table.identity, file.name))
+        if known is not None:
+            return known
+        manifests = filter(_is_manifest, await self._names(table, 0))
+        for name in sorted(manifests, reverse=True):
+            path = LOG_DIRECTORY + name
+            manifest = await self._raw(table, path, await self._stat(table, path))
+            columns: Columns
+            columns, sidecars = await self._defer_to_pool(_read_manifest, manifest.path, name, table.root)
+            for sidecar in sidecars:
+                _remember(self._sidecars, (table.identity, f"_sidecars/{sidecar}"), columns)
+            if (table.identity, file.name) in self._sidecars:
+                return columns
+        raise NoSuchKey()
+
+    async def _last_checkpoint(self, table: TableViews, path: str, key: str) -> ViewedFile:
+        """The hint, naming a checkpoint that the view has. It may change, so the store is asked each time."""
+        found = await table.store.read(path, limit=last_checkpoint.MAX_BYTES)
+        known = (table.identity, found.etag)
+        if known not in self._hints:
+            names = await self._names(table, _hinted_version(found.body))
+            _remember(self._hints, known, last_checkpoint.rewrite(found.body, names))
+        body = self._hints[known]
+        if body is None:
+            raise NoSuchKey()
+        return ViewedFile(body, derived_etag(found.etag, key), found.last_modified)
+
+    async def _names(self, table: TableViews, version: int) -> list[str]:
+        """The names of the versioned log files from a version on; what the listing tells is remembered."""
+        names: list[str] = []
+        after, behind = f"{LOG_DIRECTORY}{version:020d}", f"{LOG_DIRECTORY}:"
+        while after < behind:
+            page = await table.store.list(LOG_DIRECTORY, start_after=after)
+            names.extend(listed.path[len(LOG_DIRECTORY) :] for listed in page.objects)
+            table.catalog.learn_all(page.objects)
+            after = (
+                max((listed.path for listed in page.objects), default=behind) if page.truncated else behind
+            )
+        return names
+
+
+def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
+    memory[key] = value
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)
+
+
+def _is_manifest(name: str) -> bool:
+    file = view_file(name)
+    return file is not None and file.kind is LogKind.CHECKPOINT_V2
+
+
+def _read_manifest(path: Path, name: str, root: TableRoot) -> tuple[Columns, tuple[str, ...]]:
+    """The partition columns of a V2 checkpoint and the names of its sidecars. Raises ViewError."""
+    try:
+        header = Scanner(TupleTable(), root).header(LogContent(name, 0, path))
+    except LogError as error:
+        raise ViewError(str(error)) from None
+    if header.metadata is None:
+        raise ViewError("a checkpoint without metaData")
+    return header.metadata.columns, header.sidecars
+
+
+def _hinted_version(body: bytes) -> int:
+    """The version that a `_last_checkpoint` names, 0 when it is none."""
+    try:
+        version = orjson.loads(body)["version"]
+    except (ValueError, TypeError, KeyError):
+        return 0
+    return version if type(version) is int and version > 0 else 0
+
+
+def _write_view(source: Path, target: Path, file: LogFile, questions: Callable[[], ViewGrant]) -> None:
+    """Write what a grant sees of a log file, in exactly the bytes of the original. Raises ViewError."""
+    if file.name.endswith(".parquet"):
+        checkpoints.rewrite(source, target, questions())
+        return
+    role = commits.FileRole.COMMIT if file.kind is LogKind.COMMIT else commits.FileRole.MANIFEST
+    facts = commits.scan(source, questions(), role)
+    with target.open("wb") as out:
+        out.writelines(commits.emit(source, facts))
+
+
+def _write_masked(source: Path, target: Path, shown: Sequence[Region]) -> None:
+    with source.open("rb") as original, target.open("wb") as out:
+        position = 0
+        while chunk := original.read(_CHUNK):
+            out.write(deletion_vectors.mask(chunk, position, shown))
+            position += len(chunk)
