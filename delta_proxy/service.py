@@ -11,8 +11,7 @@ import pathlib
 import random
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -27,8 +26,9 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.http import TEMPORARY_REDIRECT
 
+from delta_proxy.access.audit import STANDARD_OUTPUT, AuditLog
 from delta_proxy.access.policy import PolicyError, check
-from delta_proxy.config import Config, ConfigError, LogView, load
+from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.catalog import LogCatalog
@@ -39,19 +39,23 @@ from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
+from delta_proxy.identity import Identity, utc_now
 from delta_proxy.metrics import CONTENT_TYPE, Metrics
+from delta_proxy.reload import Reload
+from delta_proxy.resources.auditing import record_decision
 from delta_proxy.resources.head import HeadLimits
-from delta_proxy.resources.health import metrics_site
+from delta_proxy.resources.health import Degraded, metrics_site
 from delta_proxy.resources.root import RootResource
 from delta_proxy.resources.server import EdgeLimits, RequestRecord, S3Site
-from delta_proxy.resources.services import Anonymous, Services, Settings
+from delta_proxy.resources.services import Services, Settings
 from delta_proxy.resources.status import Status, TableStatus
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.request import Addressing
 from delta_proxy.tls import UnusableCertificate, server_context
 from delta_proxy.upstream.agent import make_agent, make_pool
 from delta_proxy.upstream.client import TableClient, Upstream
-from delta_proxy.upstream.credentials import BotocoreCredentials
+from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSource
+from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.retry import Timeouts
 
 _BACKLOG = 1024
@@ -68,16 +72,23 @@ class Options(usage.Options):
         ["config", "c", None, "The configuration, a JSON file; PROXY_* variables go before it."]
     ]
 
+    file: pathlib.Path
     loaded: Config
 
     def postOptions(self) -> None:
         """Read the configuration before anything is started; a mistake is one line and exit status 1."""
         if self["config"] is None:
             raise SystemExit(f"{_NAME}: --config FILE is needed")
+        # twistd changes its directory when it goes to the background.
+        self.file = pathlib.Path(self["config"]).absolute()
         try:
-            self.loaded = load(pathlib.Path(self["config"]), os.environ)
+            self.loaded = self.load()
         except ConfigError as error:
             raise SystemExit(f"{_NAME}: {error}") from None
+
+    def load(self) -> Config:
+        """The configuration as it stands now. Raises ConfigError."""
+        return load(self.file, os.environ)
 
 
 def makeService(options: Options) -> IService:
@@ -85,23 +96,35 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it: not before twistd has chosen
 
     try:
-        return ProxyService(options.loaded, reactor)
-    except (UnusableCertificate, UnusableDirectory) as error:
+        _check_audit(options.loaded)
+        return ProxyService(options.loaded, reactor, options.load)
+    except (UnusableCertificate, UnusableDirectory, UnusableAudit) as error:
         raise SystemExit(f"{_NAME}: {error}") from None
 
 
 class ProxyService(MultiService):
-    """Listens on `port` and `metricsPort`; stopping it answers what is in flight first."""
+    """Listens on `port` and `metricsPort`; stopping it answers what is in flight first.
 
-    def __init__(self, config: Config, reactor: Any) -> None:
+    `reload` reads the configuration again, blocking; it raises ConfigError.
+    """
+
+    def __init__(self, config: Config, reactor: Any, reload: Callable[[], Config]) -> None:
         super().__init__()
         self._config = config
         self._reactor = reactor
+        self._reload = Reload(reload, self._defer_to_pool, self)
         self._pool = ThreadPool(1, config.limits.threads, name=_NAME)
         self._connections = make_pool(reactor, connections=config.limits.upstream_connections)
         self._started_at = reactor.seconds()
         self.metrics = Metrics(CollectorRegistry(), reactor, tables=config.table_mapping)
-        tables = self._make_tables()
+        self._upstream = self._make_upstream()
+        self._chains: dict[str | None, BotocoreCredentials] = {}
+        self._credentials = CredentialCheck()
+        self._identity = Identity(
+            config, reactor=reactor, defer_to_pool=self._defer_to_pool, upstream=self._upstream
+        )
+        self._audit: AuditLog | None = None
+        tables = self._make_tables(config)
         directory = private_directory(config.cache.directory)
         self.cache = self._make_cache(tables, directory)
         self.disk = DiskCache(
@@ -111,17 +134,27 @@ class ProxyService(MultiService):
             clock=reactor,
             observer=self.metrics,
         )
-        self.site = self._make_site(tables)
+        self._root = RootResource(self._services(config, tables))
+        self.site = self._make_site()
         self._listen()
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._config
 
     def startService(self) -> None:
         """Start the threads, listen, and look at the tables that grants speak of."""
         self._pool.start()
+        if self._config.audit is not None:
+            # Not sooner: twistd forks before it starts services, and the log has a thread.
+            self._audit = AuditLog(self._config.audit, report=self._report)
+            self.apply(self._config)
         super().startService()
-        self._reactor.callWhenRunning(self._take_over_sigterm)
-        _say_what_is_open(self._config)
-        Deferred.fromCoroutine(self.disk.start()).addErrback(_log_unexpected)
-        Deferred.fromCoroutine(self._check_policies()).addErrback(_log_unexpected)
+        self._reactor.callWhenRunning(self._take_over_signals)
+        say_what_is_open(self._config)
+        for work in (self.disk.start(), self._identity.start(), self._check_at_start()):
+            Deferred.fromCoroutine(work).addErrback(_log_unexpected)
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, answer what is in flight for at most `shutdownSeconds`, then end the threads."""
@@ -135,24 +168,35 @@ class ProxyService(MultiService):
         if not await self.site.drained(self._config.limits.shutdown_seconds):
             _log.warn("requests were still in flight after {s} s", s=self._config.limits.shutdown_seconds)
         self.disk.stop()
+        await self._identity.stop()
+        if self._audit is not None:
+            await self._defer_to_pool(self._audit.close)
         await self._connections.closeCachedConnections()
         self._pool.stop()
 
-    def _take_over_sigterm(self) -> None:
+    def _take_over_signals(self) -> None:
         """Twisted ends the process by the signal it got; a service that drained ends with status 0."""
-        signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._reactor.stop))
+        in_reactor = self._reactor.callFromThread
+        signal.signal(signal.SIGTERM, lambda *_: in_reactor(self._reactor.stop))
+        signal.signal(signal.SIGHUP, lambda *_: in_reactor(self._reload.ask))
+        if self._audit is not None:
+            signal.signal(signal.SIGUSR1, reopening(self._audit, signal.getsignal(signal.SIGUSR1)))
+
+    def _report(self, line: str) -> None:
+        """A line of the audit log's own thread."""
+        self._reactor.callFromThread(_log.error, "{line}", line=line)
 
     def _defer_to_pool(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
 
-    def _make_tables(self) -> Mapping[str, TableClient]:
+    def _make_upstream(self) -> Upstream:
         limits = self._config.limits
         timeouts = Timeouts(
             connect=limits.upstream_connect_timeout_seconds,
             first_byte=limits.upstream_idle_timeout_seconds,
             idle=limits.upstream_idle_timeout_seconds,
         )
-        upstream = Upstream(
+        return Upstream(
             make_agent(self._reactor, self._connections, timeouts=timeouts),
             self._reactor,
             self._defer_to_pool,
@@ -161,26 +205,23 @@ class ProxyService(MultiService):
             timeouts=timeouts,
             in_flight=limits.upstream_connections,
         )
-        chains = {
-            profile: BotocoreCredentials(profile, self._defer_to_pool, self._reactor)
-            for profile in {location.store.profile for location in self._config.table_mapping.values()}
-        }
+
+    def _make_tables(self, config: Config) -> Mapping[str, TableClient]:
         return {
-            alias: upstream.table(location, chains[location.store.profile])
-            for alias, location in self._config.table_mapping.items()
+            alias: self._upstream.table(location, self._chain(location.store.profile))
+            for alias, location in config.table_mapping.items()
         }
 
+    def _chain(self, profile: str | None) -> BotocoreCredentials:
+        if profile not in self._chains:
+            chain = BotocoreCredentials(profile, self._defer_to_pool, self._reactor)
+            self._chains[profile] = chain
+            self._credentials.watch(profile, chain)
+        return self._chains[profile]
+
     def _make_cache(self, tables: Mapping[str, TableClient], directory: pathlib.Path) -> MetadataCache:
-        sources = {
-            alias: TableSource(
-                _identity(client),
-                TableRoot(client.location.bucket, client.location.prefix),
-                client,
-            )
-            for alias, client in tables.items()
-        }
         return MetadataCache(
-            sources,
+            _sources(tables),
             clock=self._reactor,
             defer_to_pool=self._defer_to_pool,
             directory=directory,
@@ -188,8 +229,16 @@ class ProxyService(MultiService):
             observer=self.metrics,
         )
 
-    def _make_gate(self, tables: Mapping[str, TableClient]) -> Gate:
-        config, masks = self._config, GrantMasks()
+    def apply(self, config: Config) -> None:
+        """Answer the requests that come from now on by this configuration."""
+        tables = self._make_tables(config)
+        self.cache.replace_sources(_sources(tables))
+        self.metrics.set_tables(config.table_mapping)
+        self._root.replace(self._services(config, tables))
+        self._config = config
+
+    def _make_gate(self, config: Config, tables: Mapping[str, TableClient]) -> Gate:
+        masks = GrantMasks()
         views = LogViews(
             {
                 alias: TableViews(
@@ -205,25 +254,46 @@ class ProxyService(MultiService):
             memory=MemoryCache(config.cache.memory_bytes),
             masks=masks,
             defer_to_pool=self._defer_to_pool,
-            now=_now,
+            now=utc_now,
         )
         filtered = config.log_view is LogView.FILTERED
-        return Gate(config.policy, self.cache, views, masks, _now, filtered=filtered)
+        return Gate(config.policy, self.cache, views, masks, utc_now, filtered=filtered)
 
-    def _make_site(self, tables: Mapping[str, TableClient]) -> S3Site:
-        config, limits = self._config, self._config.limits
-        gate = self._make_gate(tables)
+    def _services(self, config: Config, tables: Mapping[str, TableClient]) -> Services:
+        asking = self._identity.asking(config)
         settings = Settings(
             addressing=Addressing(config.bucket, config.domains),
-            region=config.storage.region or "us-east-1",
+            region=config.storage.region or DEFAULT_REGION,
             read_only=config.read_only,
             get_mode=config.get_mode,
             proxy_partial=config.proxy_partial,
             presign_expiry_seconds=config.presign_expiry_seconds,
             never_redirect=config.never_redirect,
         )
+        return Services(
+            settings,
+            asking.authenticator,
+            self._make_gate(config, tables),
+            tables,
+            self._defer_to_pool,
+            sts=asking.sts,
+            forward=asking.forward,
+            audit=self._audit,
+            partitions=self._partitions,
+        )
+
+    def _partitions(self, alias: str, path: str) -> tuple[Mapping[str, str | None], ...]:
+        """The sets of partition values that a path has had, as far as the index at hand knows."""
+        index = self.cache.at_hand(alias)
+        if index is None:
+            return ()
+        numbers = dict.fromkeys(entry.tuple_id for entry in index.lookup(path))
+        return tuple(dict(index.partitions[n].values) for n in numbers if n in range(len(index.partitions)))
+
+    def _make_site(self) -> S3Site:
+        limits = self._config.limits
         site = S3Site(
-            RootResource(Services(settings, Anonymous(), gate, tables, self._defer_to_pool)),
+            self._root,
             reactor=self._reactor,
             limits=EdgeLimits(
                 connections=limits.max_connections,
@@ -232,12 +302,13 @@ class ProxyService(MultiService):
                 body=limits.max_body_bytes,
                 idle_seconds=limits.idle_timeout_seconds,
             ),
-            on_finished=self._count,
+            on_finished=self._finished,
         )
         self.metrics.watch(in_flight=lambda: site.in_flight, connections=lambda: len(site.channels))
         return site
 
-    def _count(self, record: RequestRecord) -> None:
+    def _finished(self, record: RequestRecord) -> None:
+        record_decision(record, utc_now())
         note = record.note
         self.metrics.request_finished(
             note.operation,
@@ -276,9 +347,17 @@ class ProxyService(MultiService):
             )
             TCPServer(config.metrics_port, operators, interface=config.interface).setServiceParent(self)
 
-    def readiness(self) -> Mapping[str, bool | str]:
-        """What /health/ready tells: whether requests are taken."""
-        return {"accepting": not self.site.draining}
+    def readiness(self) -> Mapping[str, bool | str | Degraded]:
+        """What /health/ready tells: whether requests are taken, and can be answered."""
+        checks: dict[str, bool | str | Degraded] = {
+            "accepting": not self.site.draining,
+            "credentials": self._credentials.readiness(),
+        }
+        if self._config.database_enabled:
+            checks["database"] = self._identity.readiness()
+        if self._audit is not None:
+            checks["audit"] = self._audit.ready if self._audit.failure is None else self._audit.failure
+        return checks
 
     def status(self) -> Status:
         """What the status page shows."""
@@ -292,18 +371,24 @@ class ProxyService(MultiService):
         counters = {"requests in flight": self.site.in_flight, "connections": len(self.site.channels)}
         return Status(version(_NAME), now - self._started_at, tables, counters)
 
-    async def _check_policies(self) -> None:
+    async def _check_at_start(self) -> None:
         """A grant that cannot be meant for its table ends the start; a table that cannot be read denies."""
-        for alias, grant in self._config.allowed_partitions.items():
-            if grant.is_everything or grant.is_nothing:
+        try:
+            await self.check_grants(self._config, frozenset(self._config.table_mapping))
+        except PolicyError as error:
+            self._give_up(f"{error}")
+
+    async def check_grants(self, config: Config, aliases: Collection[str]) -> None:
+        """Raises PolicyError for a grant that cannot be meant for its table, of those given."""
+        for path, alias, grant in config.grants:
+            if alias not in aliases or grant.is_everything or grant.is_nothing:
                 continue
             try:
                 index = await self.cache.table(alias)
-                check(grant, index.metadata.columns, f"allowedPartitions.{alias}")
-            except PolicyError as error:
-                self._give_up(f"{error}")
             except (S3Error, LogError) as error:
                 _log.error("table {alias} cannot be read: {error}", alias=alias, error=str(error))
+            else:
+                check(grant, index.metadata.columns, ".".join(path))
 
     def _give_up(self, problem: str) -> None:
         """End the process with status 1; twistd itself knows only 0 and signals."""
@@ -327,24 +412,97 @@ class UpstreamMetrics:
         """Body bytes of a store are counted where they are sent on."""
 
 
-def _say_what_is_open(config: Config) -> None:
-    """Tell the operator, at each start, what is not protected."""
+class CredentialCheck:
+    """Whether the stores' credentials can be had; asked for again, without haste, while they cannot."""
+
+    def __init__(self) -> None:
+        self._chains: dict[str | None, CredentialSource] = {}
+        self._problems: dict[str | None, str] = {}
+        self._asking: set[str | None] = set()
+
+    def watch(self, profile: str | None, chain: CredentialSource) -> None:
+        """Count these credentials among those that are needed; until they came they are missing."""
+        self._chains[profile] = chain
+        self._problems[profile] = f"none yet for the profile {profile or 'default'}"
+
+    def readiness(self) -> bool | str:
+        """True when all are there, else what is wrong."""
+        for profile in [*self._problems]:
+            if profile not in self._asking:
+                self._asking.add(profile)
+                Deferred.fromCoroutine(self._ask(profile)).addErrback(_log_unexpected)
+        return "; ".join(self._problems.values()) or True
+
+    async def _ask(self, profile: str | None) -> None:
+        try:
+            await self._chains[profile].get()
+            self._problems.pop(profile, None)
+        except S3Error as error:
+            self._problems[profile] = f"none for the profile {profile or 'default'}: {error.code}"
+        finally:
+            self._asking.discard(profile)
+
+
+class UnusableAudit(Exception):
+    """The audit log cannot be written."""
+
+
+def _check_audit(config: Config) -> None:
+    """Raises UnusableAudit now rather than when the service starts, which twistd reports by a traceback."""
+    if config.audit in {None, STANDARD_OUTPUT}:
+        return
+    try:
+        with open(config.audit or "", "ab"):
+            pass
+    except OSError as error:
+        raise UnusableAudit(f"audit: cannot write to {config.audit}: {error.strerror}") from None
+
+
+def reopening(audit: AuditLog, before: Any) -> Callable[..., None]:
+    """A signal handler that reopens the log, and does what the signal did before."""
+
+    def handle(*arguments: Any) -> None:
+        audit.reopen()
+        if callable(before):
+            before(*arguments)
+
+    return handle
+
+
+def _sources(tables: Mapping[str, TableClient]) -> Mapping[str, TableSource]:
+    return {
+        alias: TableSource(
+            _identity(client), TableRoot(client.location.bucket, client.location.prefix), client
+        )
+        for alias, client in tables.items()
+    }
+
+
+_SHORT_SECRET = 16
+
+
+def say_what_is_open(config: Config) -> None:
+    """Tell the operator, at each start and reload, what is not protected."""
+    beyond = config.interface not in {"127.0.0.1", "::1"}
     if config.log_view is LogView.PASSTHROUGH:
         _log.warn(
-            "logView is passthrough: the contents of _delta_log/ are not yet filtered; whoever may read any "
+            "logView is passthrough: the contents of _delta_log/ are not filtered; whoever may read any "
             "partition of a table sees the file names and statistics of all of them"
         )
-    if config.interface not in {"127.0.0.1", "::1"}:
+    if beyond and not config.verifies and config.default_auth_mode is AuthMode.IAM:
         _log.warn("nobody is asked who they are, and the proxy listens beyond loopback")
+    if beyond and config.verifies and config.tls is None:
+        _log.warn(
+            "the proxy listens beyond loopback without tls: data and session tokens travel in the clear"
+        )
+    for name, user in config.users.items():
+        if len(user.secret_key.value) < _SHORT_SECRET:
+            _log.warn("the secret of {user} is short: it can be guessed from one request", user=name)
 
 
 def _identity(client: TableClient) -> str:
     """What tells a table from every other: the store and the place in it."""
     return f"{client.location.store.endpoint or 'aws'} {client.location.uri}"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _log_unexpected(failure: Failure) -> None:

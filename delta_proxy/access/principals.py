@@ -99,7 +99,7 @@ class Principals:
         return Principal(session.principal, session.groups, AuthKind.SESSION, grants)
 
     def _grants(self, name: str, groups: frozenset[str], stored: Snapshot | None, now: datetime) -> Grants:
-        """The union, made anew only when the database's part has changed: it is asked for by every request."""
+        """The union, made anew only when the database's part has changed: every request asks for it."""
         from_database = _NOBODY if stored is None else stored.grants_of(name, groups, now)
         known = self._unions.get((name, groups))
         if known is not None and known[0] is from_database:

@@ -132,6 +132,11 @@ class MetadataCache:
         """
         return await self._table(alias).current()
 
+    def at_hand(self, alias: str) -> TableIndex | None:
+        """The index of a table as it stands, without a look at the store; None when there is none."""
+        table = self._tables.get(alias)
+        return table.at_hand if table else None
+
     async def refreshed(self, alias: str, min_interval: float = _REFRESH_SECONDS) -> TableIndex:
         """The index as of a listing of the log that began after this call: what was committed before is in
         it.
@@ -197,6 +202,11 @@ class _Table:
         self._next_listing: Flight[TableIndex] | None = None
         self._listed_at = float("-inf")
         self._completing: Flight[TableIndex] | None = None
+
+    @property
+    def at_hand(self) -> TableIndex | None:
+        """The index as it stands."""
+        return self._index
 
     def state(self) -> IndexState | None:
         """How the index stands."""

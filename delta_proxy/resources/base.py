@@ -15,12 +15,13 @@ from twisted.web.server import NOT_DONE_YET
 
 from delta_proxy.access.identity import Principal
 from delta_proxy.delta.disk_cache import OpenFile
+from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.logs import redact_target
 from delta_proxy.resources.files import Plan, send_bytes, send_file
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
-from delta_proxy.s3.request import S3Request
+from delta_proxy.s3.request import S3Request, split_key
 from delta_proxy.upstream.relay import BodyCut, ConsumerGone, UpstreamResponse
 
 Fields = tuple[tuple[str, str], ...]
@@ -82,8 +83,9 @@ class S3Resource(Resource):
 
     async def _serve(self, request: EdgeRequest) -> None:
         try:
-            await send(request, await self._authenticated_answer(request))
+            await send(request, await self._decided_answer(request))
         except S3Error as error:
+            self._note_refusal(request, error)
             request.fail(error)
         except BodyCut as cut:
             _log.warn("{target}: the store cut the body: {cut}", target=redact_target(request.uri), cut=cut)
@@ -92,18 +94,51 @@ class S3Resource(Resource):
             return
         except Exception:  # noqa: BLE001 - the last line of defence: whatever failed, the client gets S3's answer
             _log.failure("answering {target} failed", target=redact_target(request.uri))
+            self._note_refusal(request, InternalError())
             request.fail(InternalError())
+
+    async def _decided_answer(self, request: EdgeRequest) -> AnyAnswer:
+        """The answer of a request that has its place in the audit log, and its decision in the note."""
+        client = request.getClientAddress()
+        annotate(request, operation=self.s3.operation.value, source=getattr(client, "host", ""))
+        if self.services.audit is not None:
+            annotate(request, place=self.services.audit.reserve())
+        answer = await self._authenticated_answer(request)
+        if not request.note.decision:
+            annotate(request, decision="allowed")
+        return answer
+
+    def _note_refusal(self, request: EdgeRequest, error: S3Error) -> None:
+        """What was answered by an error without a decision of the policy was refused for that error."""
+        if not request.note.decision:
+            annotate(request, decision="refused", reason=error.code)
 
     async def _authenticated_answer(self, request: EdgeRequest) -> AnyAnswer:
         """Who asks is settled before anything that exists is named."""
-        annotate(request, operation=self.s3.operation.value)
         principal = await self.services.authenticator.authenticate(self.s3, request)
         annotate(request, principal=principal.id)
+        try:
+            return await self._answer_to(principal, request)
+        finally:
+            if request.note.place is not None:
+                self.describe(principal, request)
+
+    async def _answer_to(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
         if self.s3.bucket and self.s3.bucket != self.services.settings.addressing.bucket:
             raise NoSuchBucket(fields={"BucketName": self.s3.bucket})
         if self.s3.operation.is_write and self.services.settings.read_only:
             raise MethodNotAllowed("The proxy is read-only.", fields={"Method": self.s3.method})
         return await self.answer(principal, request)
+
+    def describe(self, principal: Principal, request: EdgeRequest) -> None:
+        """Tell the audit log what was asked for, and under which grant it was decided."""
+        if not self.s3.key:
+            return
+        alias, path = split_key(self.s3.key)
+        opened = self.services.gate.open(principal, alias)
+        grant = opened.grant.fingerprint if isinstance(opened, GrantedTable) else None
+        values = self.services.partitions(alias, path or "")
+        annotate(request, table=alias, path=path, grant=grant, partitions=values)
 
 
 class ErrorResource(Resource):

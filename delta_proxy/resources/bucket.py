@@ -14,7 +14,7 @@ from delta_proxy.s3.operation import Operation
 
 REGION_HEADER = "x-amz-bucket-region"
 
-_CREATED = "2006-03-01T00:00:00.000Z"
+CREATED = "2006-03-01T00:00:00.000Z"
 """A virtual bucket was never created; clients want a date all the same."""
 
 
@@ -25,9 +25,7 @@ class ServiceResource(S3Resource):
         """ListBuckets; the rest of the service level is not implemented."""
         if self.s3.operation is not Operation.LIST_BUCKETS:
             raise NotImplementedByProxy()
-        return Answer(
-            200, XML, xml.list_buckets([self.services.settings.addressing.bucket], created=_CREATED)
-        )
+        return Answer(200, XML, xml.list_buckets([self.services.settings.addressing.bucket], created=CREATED))
 
 
 class BucketResource(S3Resource):

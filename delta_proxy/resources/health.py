@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import orjson
+from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -16,7 +17,15 @@ from delta_proxy.resources.server import EdgeLimits, S3Site
 from delta_proxy.resources.status import Status, StatusPage
 from delta_proxy.s3.errors import NoSuchKey
 
-Readiness = Callable[[], Mapping[str, bool | str]]
+
+@frozen
+class Degraded:
+    """A check that holds, with a text that says what is wrong all the same."""
+
+    text: str
+
+
+Readiness = Callable[[], Mapping[str, bool | str | Degraded]]
 
 
 class Branch(Resource):
@@ -45,8 +54,8 @@ class Live(Resource):
 class Ready(Resource):
     """200 when every check holds, else 503; a JSON object names the checks.
 
-    A check is True, False, or a text that says what is wrong. Checks that raise do not make the proxy look
-    ready.
+    A check is True, False, or a text that says what is wrong; one that is Degraded holds. Checks that raise
+    do not make the proxy look ready.
     """
 
     isLeaf = True
@@ -58,11 +67,12 @@ class Ready(Resource):
     def render_GET(self, request: Request) -> bytes:
         """The checks as JSON: `{"ready": bool, "checks": {name: true | false | text}}`."""
         checks = dict(self._readiness())
-        ready = all(value is True for value in checks.values())
+        ready = all(value is True or isinstance(value, Degraded) for value in checks.values())
+        shown = {name: value.text if isinstance(value, Degraded) else value for name, value in checks.items()}
         request.setResponseCode(200 if ready else 503)
         request.setHeader(b"Content-Type", b"application/json")
         request.setHeader(b"Cache-Control", b"no-store")
-        return orjson.dumps({"ready": ready, "checks": checks})
+        return orjson.dumps({"ready": ready, "checks": shown})
 
 
 class Figures(Resource):

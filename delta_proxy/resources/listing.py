@@ -39,11 +39,15 @@ class Listable(Protocol):
 
 @attrs.frozen
 class ListedTable:
-    """One table as LIST reads it; its visibility is asked for only when it is listed."""
+    """One table as LIST reads it; its visibility is asked for only when it is listed.
+
+    `root` is what its keys begin with: the alias and a slash, unless they are those of the store.
+    """
 
     alias: str
     store: Listable
     visibility: Callable[[str], Awaitable[Visibility]]
+    root: str = attrs.Factory(lambda self: self.alias + "/", takes_self=True)
 
 
 async def list_page(tables: Sequence[ListedTable], query: ListQuery, after: str | None) -> ListResult:
@@ -74,8 +78,8 @@ async def _entries(
     tables: Sequence[ListedTable], query: ListQuery, after: str | None
 ) -> AsyncGenerator[Entry, None]:
     seen = ""
-    for table in sorted(tables, key=lambda table: table.alias + "/"):
-        root = table.alias + "/"
+    for table in sorted(tables, key=lambda table: table.root):
+        root = table.root
         if not (root.startswith(query.prefix) or query.prefix.startswith(root)):
             continue
         group = delimited(root, query.prefix, query.delimiter)
@@ -96,7 +100,7 @@ def _comes_after(group: str, after: str | None) -> bool:
 async def _table_entries(
     table: ListedTable, query: ListQuery, after: str | None
 ) -> AsyncGenerator[Entry, None]:
-    root = table.alias + "/"
+    root = table.root
     if after is not None and after >= root + _LAST_CODE_POINT:
         return
     prefix = query.prefix[len(root) :]

@@ -9,10 +9,13 @@ from twisted.web.resource import Resource
 
 from delta_proxy.resources.base import ErrorResource
 from delta_proxy.resources.bucket import BucketResource, ServiceResource
+from delta_proxy.resources.forward import ForwardResource
 from delta_proxy.resources.object import ObjectResource
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
+from delta_proxy.resources.sts import StsResource
 from delta_proxy.s3.errors import S3Error
+from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import parse_request
 
 
@@ -26,17 +29,24 @@ class RootResource(Resource):
         super().__init__()
         self._services = services
 
+    def replace(self, services: Services) -> None:
+        """Answer the requests that come from now on with these; those under way go on with the old."""
+        self._services = services
+
     def getChild(self, path: bytes, request: EdgeRequest) -> Resource:
         """The leaf that answers this request."""
         try:
-            s3 = parse_request(
-                request.method,
-                request.uri,
-                request.raw_headers,
-                self._services.settings.addressing,
-            )
+            return self._leaf(request)
         except S3Error as error:
             return ErrorResource(error)
+
+    def _leaf(self, request: EdgeRequest) -> Resource:
+        services = self._services
+        if services.forward is not None and services.forward.takes(request):
+            return ForwardResource.of(services, services.forward, request)
+        s3 = parse_request(request.method, request.uri, request.raw_headers, services.settings.addressing)
+        if s3.operation is Operation.STS and services.sts is not None:
+            return StsResource(services, services.sts, s3)
         if not s3.bucket:
-            return ServiceResource(self._services, s3)
-        return ObjectResource(self._services, s3) if s3.key else BucketResource(self._services, s3)
+            return ServiceResource(services, s3)
+        return ObjectResource(services, s3) if s3.key else BucketResource(services, s3)

@@ -16,7 +16,7 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from zope.interface import implementer
 
+from delta_proxy.access.audit import Place
 from delta_proxy.logs import redact_target
 from delta_proxy.resources.head import (
     HeadLimits,
@@ -93,13 +94,25 @@ class EdgeLimits:
 
 @frozen
 class RequestNote:
-    """What a resource found out about a request, for the access log and the metrics."""
+    """What a resource found out about a request, for the access log, the metrics and the audit log.
+
+    `decision` is "allowed", or a word for why not; `reason` says more. `place` is the request's place in the
+    audit log, None without one.
+    """
 
     operation: str = ""
     table: str = ""
     decision: str = ""
     principal: str = ""
     proxied: bool = False
+    reason: str = ""
+    auth: str = ""
+    access_key: str | None = None
+    source: str = ""
+    path: str | None = None
+    partitions: tuple[Mapping[str, str | None], ...] = ()
+    grant: str | None = None
+    place: Place | None = None
 
 
 @frozen

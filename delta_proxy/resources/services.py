@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from delta_proxy.access.identity import ANONYMOUS, Principal
+from delta_proxy.access.audit import AuditLog
+from delta_proxy.access.identity import ANONYMOUS, AuthKind, Principal
 from delta_proxy.config import GetMode
 from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import Gate
@@ -15,6 +16,10 @@ from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.request import Addressing, S3Request
 from delta_proxy.upstream.client import TableClient
 from delta_proxy.upstream.spool import DeferToPool
+
+if TYPE_CHECKING:
+    from delta_proxy.resources.forward import Forwarding
+    from delta_proxy.resources.sts import SessionService
 
 
 class Authenticator(Protocol):
@@ -30,6 +35,7 @@ class Anonymous:
 
     async def authenticate(self, s3: S3Request, request: EdgeRequest) -> Principal:
         """Anybody."""
+        request.note = attrs.evolve(request.note, auth=AuthKind.ANONYMOUS.value)
         return ANONYMOUS
 
 
@@ -46,15 +52,31 @@ class Settings:
     never_redirect: tuple[str, ...]
 
 
+PartitionValues = tuple[Mapping[str, str | None], ...]
+
+
+def _unknown_values(alias: str, path: str) -> PartitionValues:
+    return ()
+
+
 @attrs.frozen
 class Services:
-    """Settings, who asks, what they may read, and where the tables lie."""
+    """Settings, who asks, what they may read, and where the tables lie.
+
+    `sts` gives sessions, None where there are no principals; `forward` is the way for requests that the store
+    verifies. `audit` is None without an audit log; `partitions` gives it the sets of partition values that a
+    path of a table ever had, as far as they are at hand.
+    """
 
     settings: Settings
     authenticator: Authenticator
     gate: Gate
     tables: Mapping[str, TableClient]
     defer_to_pool: DeferToPool
+    sts: SessionService | None = None
+    forward: Forwarding | None = None
+    audit: AuditLog | None = None
+    partitions: Callable[[str, str], PartitionValues] = _unknown_values
 
     def close(self, content: OpenFile | bytes) -> None:
         """Give back the content of an answer that is not sent, or has been."""

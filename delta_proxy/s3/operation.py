@@ -90,6 +90,7 @@ _RESPONSE = (
     "response-content-type",
     "response-expires",
 )
+_STS = ("Action", "Version", "RoleArn", "RoleSessionName", "WebIdentityToken", "DurationSeconds")
 # The more telling form first: the first whose required parameters are all there is taken.
 _FORMS = {
     ("GET", _Level.SERVICE): (
@@ -97,7 +98,8 @@ _FORMS = {
             Operation.LIST_BUCKETS, optional=("max-buckets", "continuation-token", "prefix", "bucket-region")
         ),
     ),
-    ("POST", _Level.SERVICE): (_form(Operation.STS),),
+    # The Rust object_store sends the parameters of STS in the query.
+    ("POST", _Level.SERVICE): (_form(Operation.STS, optional=_STS),),
     ("HEAD", _Level.BUCKET): (_form(Operation.HEAD_BUCKET),),
     ("GET", _Level.BUCKET): (
         _form(Operation.GET_BUCKET_LOCATION, ("location",)),

@@ -83,7 +83,8 @@ _CONDITIONS = frozenset(
     {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 )
 _NOT_MODIFIED_HEADERS = frozenset({"cache-control", "etag", "expires", "last-modified"})
-_LOST = (
+# What Agent fails with when there was no answer.
+LOST = (
     ConnectError,
     ConnectionClosed,
     DNSLookupError,
@@ -226,6 +227,10 @@ class Upstream:
         return TableClient(
             self, location, credentials, self._host(Origin.of(location.store, region or "").host)
         )
+
+    def slots(self, host: str) -> Slots:
+        """The places for requests to a host."""
+        return self._host(host).slots
 
     def _host(self, name: str) -> _Host:
         host = self._hosts.get(name)
@@ -412,7 +417,7 @@ class TableClient:
         try:
             sending = self._send(request, signed)
             response = await bounded(sending, clock, timeouts.connect + timeouts.first_byte, drop)
-        except _LOST as error:
+        except LOST as error:
             self._observe(request, type(error).__name__, started)
             self._log_failure(request.operation, error)
             return _Refusal(ServiceUnavailable(), retryable=True, signed=signed)

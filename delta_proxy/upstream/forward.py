@@ -1,0 +1,182 @@
+"""Requests that the client signed for the real bucket: which store they are for, and sending them on.
+
+Nothing is signed here. Host, path, query and header fields go on as they came, so the store verifies what
+the client signed; the connection goes to the configured endpoint of a table, never to a host that only the
+client named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from attrs import frozen
+from twisted.logger import Logger
+from twisted.web.http_headers import Headers as WireHeaders
+from twisted.web.iweb import IResponse
+
+from delta_proxy.s3.errors import InvalidURI, ServiceUnavailable
+from delta_proxy.s3.request import S3Request
+from delta_proxy.upstream.client import LOST, Upstream
+from delta_proxy.upstream.origin import Origin
+from delta_proxy.upstream.relay import BodyCut, UpstreamResponse, drop
+from delta_proxy.upstream.retry import bounded
+from delta_proxy.upstream.spool import MemorySpool, TooLarge
+from delta_proxy.upstream.stores import TableLocation
+
+MODE_HEADER = "x-proxy-auth-mode"
+
+# Fields of the connection (RFC 9110 section 7.6.1), and those that are for the proxy alone.
+_NOT_SENT = frozenset(
+    {
+        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate"),
+        *("proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        MODE_HEADER,
+    }
+)
+_AWS = re.compile(
+    r"(?:[a-z0-9][a-z0-9.-]*\.)?(s3(?:[.-](?:dualstack\.)?[a-z]{2}(?:-[a-z]+)+-[0-9])?\.amazonaws\.com(?:\.cn)?)"
+)
+_AWS_STORE = "aws"
+_PRINTABLE = re.compile(rb"[!-~]+")
+_TRIES = 3
+_SMALL = 64 * 1024
+
+_log = Logger()
+
+
+@frozen
+class Route:
+    """The store a host name belongs to: where it is reached, and the host below which its buckets are.
+
+    `store` is equal for all names of one store.
+    """
+
+    store: str
+    scheme: str
+    netloc: str
+
+    @property
+    def domain(self) -> str:
+        """The host without its port."""
+        return re.sub(r":[0-9]+$", "", self.netloc)
+
+
+@frozen
+class ForwardMap:
+    """The tables by where they really lie."""
+
+    tables: Mapping[str, TableLocation]
+
+    def route(self, authority: str) -> Route | None:
+        """The store that a host (and port) of a request belongs to; None for any other."""
+        name = re.sub(r":(80|443)$", "", authority.lower())
+        for location in self.tables.values():
+            if location.store.endpoint is None:
+                found = _AWS.fullmatch(name)
+                if found is not None:
+                    return Route(_AWS_STORE, "https", found[1])
+                continue
+            origin = Origin.of(location.store, "")
+            host = origin.host.lower()
+            if name == host or name.endswith("." + host):
+                return Route(_store_of(location), origin.scheme, origin.host)
+        return None
+
+    def below(self, route: Route, bucket: str) -> tuple[tuple[str, TableLocation], ...]:
+        """The tables in a bucket of a store, with their aliases; "" is every bucket."""
+        return tuple(
+            (alias, location)
+            for alias, location in sorted(self.tables.items())
+            if _store_of(location) == route.store and bucket in {"", location.bucket}
+        )
+
+    def locate(self, route: Route, bucket: str, key: str) -> tuple[str, str] | None:
+        """The alias and the path below the table's root that a key is; None outside every table."""
+        for alias, location in self.below(route, bucket):
+            root = location.key("")
+            if key.startswith(root):
+                return alias, key[len(root) :]
+        return None
+
+
+class Forwarder:
+    """Sends a read on as it came."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    async def send(self, route: Route, s3: S3Request) -> UpstreamResponse:
+        """The store's answer, whatever it is; take its body or discard it.
+
+        A connection that is lost before there was an answer is tried again. Raises ServiceUnavailable when
+        the store does not answer, SlowDown when too many requests are in flight, InvalidURI for a target that
+        HTTP cannot carry.
+        """
+        url = b"%b://%b%b" % (route.scheme.encode(), route.netloc.encode("ascii"), _target(s3))
+        slot = await self._upstream.slots(route.netloc).acquire()
+        try:
+            response = await self._exchange(s3, url)
+        except BaseException:
+            slot.release()
+            raise
+        return UpstreamResponse(
+            response,
+            pacing=self._upstream.pacing,
+            observer=self._upstream.observer,
+            release=slot.release,
+            bodiless=s3.method == "HEAD",
+        )
+
+    async def _exchange(self, s3: S3Request, url: bytes) -> IResponse:
+        pacing, headers = self._upstream.pacing, _fields(s3)
+        for attempt in range(_TRIES):
+            started = pacing.clock.seconds()
+            seconds = pacing.timeouts.connect + pacing.timeouts.first_byte
+            try:
+                sending = self._upstream.agent.request(s3.method.encode(), url, headers, None)
+                response: IResponse = await bounded(sending, pacing.clock, seconds, drop)
+            except LOST as error:
+                self._observe(s3, type(error).__name__, started)
+                _log.warn("{host}: {error}", host=s3.host, error=str(error))
+                if attempt + 1 < _TRIES:
+                    await pacing.sleep(pacing.jitter(attempt))
+            else:
+                self._observe(s3, str(response.code), started)
+                return response
+        raise ServiceUnavailable
+
+    def _observe(self, s3: S3Request, outcome: str, started: float) -> None:
+        seconds = self._upstream.pacing.clock.seconds() - started
+        self._upstream.observer.request_finished(s3.operation.value, outcome, seconds)
+
+
+async def small_body(answer: UpstreamResponse) -> bytes:
+    """The body of an answer that should be small, b"" when it cannot be had or is not."""
+    spool = MemorySpool(_SMALL)
+    try:
+        await answer.send_body(spool)
+    except (BodyCut, TooLarge):
+        return b""
+    return spool.body
+
+
+def _store_of(location: TableLocation) -> str:
+    return _AWS_STORE if location.store.endpoint is None else Origin.of(location.store, "").host.lower()
+
+
+def _target(s3: S3Request) -> bytes:
+    target = s3.raw_path + (b"?" + s3.raw_query if s3.raw_query else b"")
+    # Agent would refuse it by an error that is no answer.
+    if not _PRINTABLE.fullmatch(target):
+        raise InvalidURI
+    return target
+
+
+def _fields(s3: S3Request) -> WireHeaders:
+    named = {token.strip().lower() for value in s3.headers.all("connection") for token in value.split(",")}
+    wire = WireHeaders({"host": [s3.host]})
+    for name, value in s3.headers.items:
+        if name not in _NOT_SENT and name not in named:
+            wire.addRawHeader(name.encode("ascii"), value.encode("latin-1"))
+    return wire
