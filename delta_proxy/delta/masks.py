@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 import numpy as np
 
-from delta_proxy.access.policy import Allowed, Decision, Denied, Grant, Reason, compile_grant
+from delta_proxy.access.policy import Allowed, Decision, Denied, Grant, Reason, decide
 
 from .index import TableIndex
 from .rows import UNKNOWN_TUPLE, FileKind
@@ -62,7 +62,7 @@ def _decide(index: TableIndex, grant: Grant, number: int, now: datetime) -> Deci
     if number == UNKNOWN_TUPLE:
         return Denied(Reason.MISSING_VALUE)
     partition = index.partitions[number]
-    return compile_grant(grant, partition.columns)(partition, now)
+    return decide(grant, partition, now)
 
 
 @attrs.frozen(eq=False)

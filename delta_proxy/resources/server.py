@@ -804,16 +804,19 @@ class S3Site(server.Site):
         self._tell(RequestRecord(method.decode("latin-1") or "-", b"-", error.status, 0, 0, 0.0, request_id))
 
     def _tell(self, record: RequestRecord) -> None:
+        target, principal = redact_target(record.uri), record.note.principal or "-"
         self._log.info(
-            "{method} {target} {status} {bytes_sent}B {milliseconds:.1f}ms "
-            "principal={principal} request={request_id}",
+            # Formatted here: Twisted's own formatting takes a fifth of the time of a redirect.
+            "{line}",
+            line=f"{record.method} {target} {record.status} {record.bytes_sent}B "
+            f"{record.seconds * 1000:.1f}ms principal={principal} request={record.request_id}",
             method=record.method,
-            target=redact_target(record.uri),
+            target=target,
             status=record.status,
             bytes_sent=record.bytes_sent,
             bytes_received=record.bytes_received,
             milliseconds=record.seconds * 1000,
-            principal=record.note.principal or "-",
+            principal=principal,
             operation=record.note.operation,
             table=record.note.table,
             decision=record.note.decision,

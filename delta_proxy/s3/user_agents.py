@@ -47,6 +47,7 @@ class RedirectRule:
     resends_token: bool
 
 
+@lru_cache(maxsize=1024)
 def redirect_rule(user_agent: str, never: tuple[str, ...] = NEVER_REDIRECT) -> RedirectRule:
     """The rule for a User-Agent, "" if there is none; `never` are patterns that match it whole, with case."""
     follows = not any(pattern.match(user_agent) for pattern in _compiled(never))

@@ -5,6 +5,7 @@ user guide.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -50,6 +51,7 @@ class Address:
         return f"{self.scheme}://{self.host}{self.raw_path}"
 
 
+@lru_cache(maxsize=256)
 def parse_endpoint(endpoint: str) -> Origin:
     """The origin an endpoint names. Raises ValueError that says what is wrong.
 
