@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.http import TEMPORARY_REDIRECT
 
-from delta_proxy.access.audit import STANDARD_OUTPUT, AuditLog
+from delta_proxy.access.audit import AuditLog
 from delta_proxy.access.policy import PolicyError, check
 from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load
 from delta_proxy.delta.actions import LogError
@@ -96,7 +96,6 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it: not before twistd has chosen
 
     try:
-        _check_audit(options.loaded)
         return ProxyService(options.loaded, reactor, options.load)
     except (UnusableCertificate, UnusableDirectory, UnusableAudit) as error:
         raise SystemExit(f"{_NAME}: {error}") from None
@@ -123,7 +122,7 @@ class ProxyService(MultiService):
         self._identity = Identity(
             config, reactor=reactor, defer_to_pool=self._defer_to_pool, upstream=self._upstream
         )
-        self._audit: AuditLog | None = None
+        self._audit = _open_audit(config.audit, self._report)
         tables = self._make_tables(config)
         directory = private_directory(config.cache.directory)
         self.cache = self._make_cache(tables, directory)
@@ -146,10 +145,8 @@ class ProxyService(MultiService):
     def startService(self) -> None:
         """Start the threads, listen, and look at the tables that grants speak of."""
         self._pool.start()
-        if self._config.audit is not None:
-            # Not sooner: twistd forks before it starts services, and the log has a thread.
-            self._audit = AuditLog(self._config.audit, report=self._report)
-            self.apply(self._config)
+        if self._audit is not None:
+            self._audit.start()
         super().startService()
         self._reactor.callWhenRunning(self._take_over_signals)
         say_what_is_open(self._config)
@@ -447,15 +444,12 @@ class UnusableAudit(Exception):
     """The audit log cannot be written."""
 
 
-def _check_audit(config: Config) -> None:
-    """Raises UnusableAudit now rather than when the service starts, which twistd reports by a traceback."""
-    if config.audit in {None, STANDARD_OUTPUT}:
-        return
+def _open_audit(path: str | None, report: Callable[[str], None]) -> AuditLog | None:
+    """The log, not yet writing. Raises UnusableAudit."""
     try:
-        with open(config.audit or "", "ab"):
-            pass
+        return None if path is None else AuditLog(path, report=report)
     except OSError as error:
-        raise UnusableAudit(f"audit: cannot write to {config.audit}: {error.strerror}") from None
+        raise UnusableAudit(f"audit: cannot write to {path}: {error.strerror}") from None
 
 
 def reopening(audit: AuditLog, before: Any) -> Callable[..., None]:
