@@ -131,10 +131,14 @@ class S3Resource(Resource):
         return await self.answer(principal, request)
 
     def describe(self, principal: Principal, request: EdgeRequest) -> None:
-        """Tell the audit log what was asked for, and under which grant it was decided."""
-        if not self.s3.key:
+        """Tell the audit log what was asked for, and under which grant it was decided.
+
+        A listing is about its prefix.
+        """
+        name = self.s3.key or self.s3.param("prefix")
+        if not name:
             return
-        alias, path = split_key(self.s3.key)
+        alias, path = split_key(name)
         opened = self.services.gate.open(principal, alias)
         grant = opened.grant.fingerprint if isinstance(opened, GrantedTable) else None
         values = self.services.partitions(alias, path or "")

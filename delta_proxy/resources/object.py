@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from delta_proxy.access.identity import Principal
+from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.config import GetMode
 from delta_proxy.delta.gate import Absent, GrantedTable, Refused, Served, Use, Verdict
 from delta_proxy.delta.views import RefusedView, ViewedFile
@@ -67,7 +67,7 @@ class ObjectResource(S3Resource):
             raise NoSuchKey(fields={"Key": self.s3.key})
         served = self._admitted(await self.services.gate.judge(table, path), request)
         client = self.services.tables[alias]
-        if self._redirects(served):
+        if self._redirects(served) and not self._brings_our_token(principal):
             return await self._redirect(client, path)
         annotate(request, proxied=True)
         viewed = await self._viewed(table, served, path, request)
@@ -126,6 +126,10 @@ class ObjectResource(S3Resource):
         if settings.proxy_partial and "range" in self.s3.headers:
             return False
         return self._rule().follows
+
+    def _brings_our_token(self, principal: Principal) -> bool:
+        """Clients re-send the session token, and no store takes one that it did not issue."""
+        return principal.auth is AuthKind.SESSION and _SESSION_TOKEN in self.s3.headers
 
     def _rule(self) -> RedirectRule:
         return redirect_rule(self.s3.headers.get("user-agent") or "", self.services.settings.never_redirect)
