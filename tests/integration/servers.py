@@ -30,7 +30,7 @@ SECRET_KEY = "test-secret-key"
 REGION = "us-east-1"
 BUCKET = "warehouse"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHARED_TABLES = ROOT.parent / "shared" / "tables"
+SHARED_TABLES = (ROOT.parent / "shared" / "tables").resolve()
 
 
 @attrs.frozen
