@@ -33,6 +33,7 @@ from delta_proxy.delta.visibility import (
     shown_regions,
 )
 from delta_proxy.s3.errors import AccessDenied
+from delta_proxy.upstream.stores import has_dot_segments
 
 _log = Logger()
 
@@ -112,9 +113,17 @@ class Gate:
         return Refused(Reason.NO_GRANT) if closed else Absent()
 
     async def judge(self, table: GrantedTable, path: str) -> Verdict:
-        """What the path (relative to the table root) is for a principal with this grant. Raises S3Error."""
+        """What the path (relative to the table root) is for a principal with this grant. Raises S3Error.
+
+        A path with dot segments is nothing to anybody: it may be a path of another table to the store.
+        """
+        if has_dot_segments(path):
+            return Absent()
         if table.grant.is_everything:
             return Served(_use_of(path))
+        return await self._judge_restricted(table, path)
+
+    async def _judge_restricted(self, table: GrantedTable, path: str) -> Verdict:
         if path.startswith(LOG_DIRECTORY):
             return self._judge_log(table.grant, path)
         try:

@@ -329,7 +329,7 @@ class TableClient:
             raise ValueError(f"{method} is not a read")
         operation = "GetObject" if method == "GET" else "HeadObject"
         kept = tuple((name.lower(), value) for name, value in headers if name.lower() not in _OWN_HEADERS)
-        return await self._open(_Request(operation, method, self.location.key(path), query, kept))
+        return await self._open(_Request(operation, method, self.location.object_key(path), query, kept))
 
     async def stat(self, path: str) -> ObjectStat:
         """Size, ETag and Last-Modified of an object, by HEAD. Raises S3Error."""
@@ -342,9 +342,10 @@ class TableClient:
         """An absolute URL that GETs one object for `expires` seconds; `headers` are signed besides the
         host.
         """
+        key = self.location.object_key(path)
         credentials = await self._credentials.get()
         region = await self._signing_region()
-        at = address(self.location.store, region, self.location.bucket, self.location.key(path))
+        at = address(self.location.store, region, self.location.bucket, key)
         now, keys = self._now(), self._upstream.keys
         signed = sigv4.presign(
             "GET", at.host, at.raw_path, query, headers, credentials, region, now, expires, keys

@@ -7,10 +7,22 @@ from enum import Enum
 
 import attrs
 
+from delta_proxy.s3.errors import NoSuchKey
+
 _SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _MAX_KEY_BYTES = 1024
+_DOTS = frozenset({".", ".."})
+
+
+def has_dot_segments(path: str) -> bool:
+    """Whether a path has a "." or ".." segment.
+
+    To S3 these are names like any other. Stores over a file system walk them, so that a path below one table
+    leads into another, past its grant; and a client that follows a redirect normalises them.
+    """
+    return "." in path and not _DOTS.isdisjoint(path.split("/"))
 
 
 class AddressingStyle(Enum):
@@ -42,6 +54,15 @@ class TableLocation:
     def key(self, path: str) -> str:
         """The object key of a path relative to the table root."""
         return f"{self.prefix}/{path}" if self.prefix else path
+
+    def object_key(self, path: str) -> str:
+        """`key` of an object. Raises NoSuchKey for a path that could lead elsewhere: one with dot segments,
+        and the empty key of a whole bucket, which every store takes for the bucket itself.
+        """
+        key = self.key(path)
+        if not key or has_dot_segments(path):
+            raise NoSuchKey()
+        return key
 
     @property
     def uri(self) -> str:

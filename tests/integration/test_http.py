@@ -39,7 +39,8 @@ ODD_KEYS = [
     "tilde~!*'().bin",
     "semi;colon:at@,$.bin",
 ]
-PATH_LIKE_KEYS = ["double//slash.bin", "dot/./here.bin", "up/../down.bin", "trailing/dot/.", "/leading.bin"]
+PATH_LIKE_KEYS = ["double//slash.bin", "..dots/.hidden", "/leading.bin"]
+DOT_SEGMENTS = ["dot/./here.bin", "up/../down.bin", "trailing/dot/."]
 
 
 def code_of(answer: Answer) -> str:
@@ -51,7 +52,7 @@ def code_of(answer: Answer) -> str:
 def odd(moto_store: Store, proxy_for: ProxyFor) -> Proxy:
     """An open table of keys with every kind of character, in the store that holds any key."""
     client = moto_store.boto3()
-    for key in ODD_KEYS + PATH_LIKE_KEYS:
+    for key in ODD_KEYS + PATH_LIKE_KEYS + DOT_SEGMENTS:
         client.put_object(Bucket=BUCKET, Key=f"odd/{key}", Body=key.encode() + BODY)
     return proxy_for(moto_store, tableMapping={"odd": f"s3://{BUCKET}/odd"}, getMode="proxy")
 
@@ -87,12 +88,42 @@ def test_boto3_lists_and_gets_keys_with_any_character(odd: Proxy) -> None:
         assert client.get_object(Bucket=PROXY_BUCKET, Key=f"odd/{key}")["Body"].read() == key.encode() + BODY
 
 
-def test_a_dot_segment_does_not_leave_the_table(odd: Proxy, moto_store: Store) -> None:
-    moto_store.boto3().put_object(Bucket=BUCKET, Key="secret", Body=b"secret")
-    for path in ("odd/../secret", "odd/%2e%2e/secret", "odd/%2E%2E%2Fsecret", "odd/x/../../secret"):
-        answer = request(odd, "GET", f"/{PROXY_BUCKET}/{path}")
+@pytest.mark.parametrize("key", DOT_SEGMENTS)
+def test_a_key_that_some_stores_walk_as_a_path_is_neither_served_nor_listed(odd: Proxy, key: str) -> None:
+    assert get(odd, f"odd/{key}").status == 404
+    for query in ("", "&delimiter=%2F", "&delimiter=."):
+        target = f"/{PROXY_BUCKET}?list-type=2&prefix={urllib.parse.quote('odd/' + key[:-1], safe='')}{query}"
+        assert b"<Contents>" not in request(odd, "GET", target).body
+
+
+@pytest.mark.parametrize("mode", ["proxy", "presignedUrl"])
+def test_a_dot_segment_does_not_lead_from_an_open_table_into_another(
+    store: Store, proxy_for: ProxyFor, mode: str
+) -> None:
+    client = store.boto3()
+    client.put_object(Bucket=BUCKET, Key="open/object", Body=BODY)
+    client.put_object(Bucket=BUCKET, Key="closed/object", Body=b"secret")
+    tables = {name: f"s3://{BUCKET}/{name}" for name in ("open", "closed")}
+    proxy = proxy_for(store, tableMapping=tables, allowedPartitions={"closed": []}, getMode=mode)
+    for method in ("GET", "HEAD"):
+        assert request(proxy, method, f"/{PROXY_BUCKET}/closed/object").status in {403, 404}
+        for up in ("..", "%2e%2e", ".%2E", "x/../..", "./..", "..%2F../warehouse"):
+            assert request(proxy, method, f"/{PROXY_BUCKET}/open/{up}/closed/object").status == 404
+    listing = request(proxy, "GET", f"/{PROXY_BUCKET}?list-type=2&prefix=open%2F..%2Fclosed%2F")
+    assert (listing.status, listing.body.count(b"<Key>")) == (200, 0)
+
+
+@pytest.mark.parametrize("mode", ["proxy", "presignedUrl"])
+def test_the_root_of_a_table_that_is_a_whole_bucket_is_no_object(
+    store: Store, proxy_for: ProxyFor, mode: str
+) -> None:
+    bucket = f"whole-{mode.lower()}"
+    store.boto3().create_bucket(Bucket=bucket)
+    proxy = proxy_for(store, tableMapping={"whole": f"s3://{bucket}"}, getMode=mode)
+    for method in ("GET", "HEAD"):
+        answer = request(proxy, method, f"/{PROXY_BUCKET}/whole/")
         assert answer.status == 404
-        assert b"secret" not in answer.body.replace(b"/secret", b"").replace(b"%2Fsecret", b"")
+        assert bucket.encode() not in answer.body
 
 
 @pytest.mark.parametrize(
