@@ -15,14 +15,14 @@ from twisted.logger import Logger
 from twisted.web.http_headers import Headers as WireHeaders
 from twisted.web.iweb import IResponse
 
-from delta_proxy.s3.errors import InvalidURI, ServiceUnavailable
+from delta_proxy.s3.errors import InvalidRequest, InvalidURI, ServiceUnavailable
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.client import LOST, Upstream
 from delta_proxy.upstream.origin import Origin
 from delta_proxy.upstream.relay import BodyCut, UpstreamResponse, drop
 from delta_proxy.upstream.retry import bounded
 from delta_proxy.upstream.spool import MemorySpool, TooLarge
-from delta_proxy.upstream.stores import TableLocation
+from delta_proxy.upstream.stores import AddressingStyle, TableLocation
 
 MODE_HEADER = "x-proxy-auth-mode"
 
@@ -34,6 +34,7 @@ _NOT_SENT = frozenset(
         MODE_HEADER,
     }
 )
+_SIGNING = frozenset({"authorization", "host"})
 _AWS = re.compile(
     r"(?:[a-z0-9][a-z0-9.-]*\.)?(s3(?:[.-](?:dualstack\.)?[a-z]{2}(?:-[a-z]+)+-[0-9])?\.amazonaws\.com(?:\.cn)?)"
 )
@@ -69,7 +70,10 @@ class ForwardMap:
     tables: Mapping[str, TableLocation]
 
     def route(self, authority: str) -> Route | None:
-        """The store that a host (and port) of a request belongs to; None for any other."""
+        """The store that a host (and port) of a request belongs to; None for any other.
+
+        A host with a bucket in it belongs to AWS and to stores of virtual-host style alone.
+        """
         name = re.sub(r":(80|443)$", "", authority.lower())
         for location in self.tables.values():
             if location.store.endpoint is None:
@@ -79,7 +83,9 @@ class ForwardMap:
                 continue
             origin = Origin.of(location.store, "")
             host = origin.host.lower()
-            if name == host or name.endswith("." + host):
+            # A store without virtual hosts takes the bucket from the path, whatever stands before its name.
+            virtual = location.store.addressing_style is AddressingStyle.VIRTUAL
+            if name == host or (virtual and name.endswith("." + host)):
                 return Route(_store_of(location), origin.scheme, origin.host)
         return None
 
@@ -111,7 +117,7 @@ class Forwarder:
 
         A connection that is lost before there was an answer is tried again. Raises ServiceUnavailable when
         the store does not answer, SlowDown when too many requests are in flight, InvalidURI for a target that
-        HTTP cannot carry.
+        HTTP cannot carry, InvalidRequest when Connection names a field of the signature.
         """
         url = b"%b://%b%b" % (route.scheme.encode(), route.netloc.encode("ascii"), _target(s3))
         slot = await self._upstream.slots(route.netloc).acquire()
@@ -175,6 +181,9 @@ def _target(s3: S3Request) -> bytes:
 
 def _fields(s3: S3Request) -> WireHeaders:
     named = {token.strip().lower() for value in s3.headers.all("connection") for token in value.split(",")}
+    if any(name in _SIGNING or name.startswith("x-amz-") for name in named):
+        # Without them the store would answer somebody else than the one who the proxy takes the client for.
+        raise InvalidRequest("What the store verifies is no field of the connection.")
     wire = WireHeaders({"host": [s3.host]})
     for name, value in s3.headers.items:
         if name not in _NOT_SENT and name not in named:

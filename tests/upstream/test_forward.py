@@ -10,15 +10,15 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers as WireHeaders
 
-from delta_proxy.s3.errors import InvalidURI, ServiceUnavailable
+from delta_proxy.s3.errors import InvalidRequest, InvalidURI, ServiceUnavailable
 from delta_proxy.s3.request import Addressing, S3Request, parse_request
 from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.forward import Forwarder, ForwardMap, Route
 from delta_proxy.upstream.relay import Silence
-from delta_proxy.upstream.stores import StoreConfig, TableLocation
+from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
 from tests.helpers import result_of
 
-MINIO = StoreConfig("http://minio.test:9000")
+MINIO = StoreConfig("http://minio.test:9000", addressing_style=AddressingStyle.VIRTUAL)
 TABLES = ForwardMap(
     {
         "a": TableLocation("lake", "t/a", MINIO),
@@ -63,6 +63,7 @@ def test_a_host_of_a_store_is_known_with_and_without_a_bucket(authority: str, do
         "xs3.amazonaws.com",
         "169.254.169.254",
         "localhost:18080",
+        "safe.store.test",
         "",
     ],
 )
@@ -148,6 +149,20 @@ def test_what_is_for_the_proxy_or_the_connection_stays_here() -> None:
     )
     result_of(forwarder(agent, Clock()).send(ROUTE, s3))
     assert agent.asked[0][2] == {b"Host": [b"minio.test:9000"]}
+
+
+@pytest.mark.parametrize("named", ["authorization", "close, Authorization", "X-Amz-Date", "host"])
+def test_a_client_cannot_have_its_signature_left_out_as_a_field_of_the_connection(named: str) -> None:
+    agent = Agent(succeed(Response()))
+    s3 = parsed(
+        b"http://minio.test:9000/lake/k",
+        (b"Host", b"minio.test:9000"),
+        (b"Authorization", b"AWS4-HMAC-SHA256 somebody else's"),
+        (b"Connection", named.encode()),
+    )
+    with pytest.raises(InvalidRequest):
+        result_of(forwarder(agent, Clock()).send(ROUTE, s3))
+    assert agent.asked == []
 
 
 def test_a_lost_connection_is_tried_again_and_then_given_up() -> None:
