@@ -614,7 +614,7 @@ def test_an_unreachable_server_raises_soon() -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("text", ["", ",", "abc", "ÄÖ", generate_key()[:-4] + "===="])
+@pytest.mark.parametrize("text", ["", ",", "abc", "ÄÖ", "A" * 40 + "===="])
 def test_bad_sealing_keys_are_refused_without_their_text(text: str) -> None:
     with pytest.raises(ValueError, match="PROXY_SECRET_KEYS") as caught:
         SecretKeys.parse(text)

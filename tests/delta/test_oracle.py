@@ -56,7 +56,7 @@ def allowed_below(index: TableIndex, prefix: str, conditions: dict[str, str]) ->
 
 def relative(folder: Path) -> list[str]:
     """The live files as deltalake resolves their paths."""
-    prefix = len(str(folder)) + 1
+    prefix = len(str(folder.resolve())) + 1
     return [uri.removeprefix("file://")[prefix:] for uri in deltalake.DeltaTable(folder).file_uris()]
 
 
@@ -71,7 +71,7 @@ def test_the_live_files_are_those_of_deltalake(folder: Path, tmp_path: Path) -> 
 @pytest.mark.filterwarnings("ignore:.partition_filters. is deprecated:DeprecationWarning")
 def test_each_partition_value_grants_the_files_that_deltalake_filters(folder: Path, tmp_path: Path) -> None:
     index = index_of_folder(tmp_path, folder)
-    prefix = len(str(folder)) + 1
+    prefix = len(str(folder.resolve())) + 1
     table = deltalake.DeltaTable(folder)
     for column in index.metadata.columns:
         if column.type.kind in {Kind.TIMESTAMP, Kind.TIMESTAMP_NTZ, Kind.BINARY}:
@@ -93,7 +93,7 @@ def test_each_partition_value_grants_the_files_that_deltalake_filters(folder: Pa
 
 def test_every_file_of_every_version_is_known(folder: Path, tmp_path: Path) -> None:
     index = index_of_folder(tmp_path, folder)
-    prefix = len(str(folder)) + 1
+    prefix = len(str(folder.resolve())) + 1
     for version in range(index.version + 1):
         try:
             old = deltalake.DeltaTable(folder, version=version)
