@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import attrs
+import numpy as np
 import orjson
 from twisted.logger import Logger
 
@@ -107,10 +108,15 @@ def derived_etag(etag: str, view: str) -> str:
 
 
 def view_key(grant: Grant, mask: GrantMask) -> str:
-    """What tells one view of a table from another: of a grant that moves with the clock, what it sees."""
+    """What tells one view of a table from another: of a grant that moves with the clock, what it sees.
+
+    That is told by the values themselves: their numbers are others when the index is built anew.
+    """
     if not grant.is_relative:
         return grant.fingerprint
-    return f"{grant.fingerprint}-{hashlib.sha256(mask.bits.tobytes()).hexdigest()}"
+    partitions = mask.index.partitions
+    visible = sorted(repr(partitions[number]) for number in np.flatnonzero(mask.bits).tolist())
+    return f"{grant.fingerprint}-{hashlib.sha256(repr(visible).encode()).hexdigest()}"
 
 
 def vector_key(shown: Sequence[Region]) -> str:
@@ -141,6 +147,7 @@ class LogViews:
         self._now = now
         self._hints: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
         self._sidecars: OrderedDict[tuple[str, str], Columns] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def listable(self, alias: str) -> CatalogedStore:
         """The table's LIST; what it tells of the log is remembered."""
@@ -164,12 +171,12 @@ class LogViews:
         table, file = self._tables[alias], view_file(path[len(LOG_DIRECTORY) :])
         if file is None:
             raise NoSuchKey()
-        key = await self.key(alias, grant)
         if file.kind is LogKind.LAST_CHECKPOINT:
-            return await self._last_checkpoint(table, path, key)
-        stat = await self._stat(table, path)
-        make = partial(self._rewrite, alias, grant, file, stat)
+            return await self._last_checkpoint(table, path, await self.key(alias, grant))
+        stat, now = await self._stat(table, path), self._now()
+        make = partial(self._rewrite, alias, grant, file, stat, now)
         with _translated(table, path):
+            key = await self._key_of(alias, grant, file, now)
             content = await self._content(f"{table.identity} {path} {stat.etag} {key}", make, "view")
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
 
@@ -190,8 +197,23 @@ class LogViews:
         """The key of a grant's view at this moment."""
         if not grant.is_relative:
             return grant.fingerprint
-        index = await self._cache.table(alias)
-        return view_key(grant, self._masks.of(index, grant, self._now()))
+        return self._moving_key(await self._cache.complete(alias), grant, self._now())
+
+    async def _key_of(self, alias: str, grant: Grant, file: LogFile, now: datetime) -> str:
+        """The key of the view that a file is in. What the file itself adds has its part in it: were it made
+        under a key without that, it would come back under that key when the grant has moved on.
+        """
+        if not grant.is_relative:
+            return grant.fingerprint
+        return self._moving_key(await self._index_with(alias, file), grant, now)
+
+    def _moving_key(self, index: TableIndex, grant: Grant, now: datetime) -> str:
+        """`view_key`, worked out once for what a mask shows."""
+        mask = self._masks.of(index, grant, now)
+        seen = (f"{index.identity} {grant.fingerprint}", hashlib.sha256(mask.bits.tobytes()).hexdigest())
+        if seen not in self._keys:
+            _remember(self._keys, seen, view_key(grant, mask))
+        return self._keys[seen]
 
     async def _stat(self, table: TableViews, path: str) -> ObjectStat:
         """What the store says of a log file: of an immutable one, what it said last."""
@@ -231,23 +253,25 @@ class LogViews:
         key, make = self._download(table, path, stat)
         return await self._disk.get(key, make, kind="log")
 
-    async def _rewrite(self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, target: Path) -> None:
+    async def _rewrite(  # noqa: PLR0917 - what a file of a view is made of
+        self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime, target: Path
+    ) -> None:
         original = await self._raw(self._tables[alias], file.path, stat)
         index = await self._index_with(alias, file)
         try:
-            questions = await self._questions(alias, index, grant, file)
+            questions = await self._questions(alias, index, grant, file, now)
             await self._defer_to_pool(_write_view, original.path, target, file, questions)
         except StaleIndex:
-            questions = await self._questions(alias, await self._cache.refreshed(alias), grant, file)
+            questions = await self._questions(alias, await self._cache.refreshed(alias), grant, file, now)
             await self._defer_to_pool(_write_view, original.path, target, file, questions)
 
     async def _questions(
-        self, alias: str, index: TableIndex, grant: Grant, file: LogFile
+        self, alias: str, index: TableIndex, grant: Grant, file: LogFile, now: datetime
     ) -> Callable[[], ViewGrant]:
         """What the rewrite will ask, to be prepared in the thread pool. Raises ViewError."""
         if index.metadata.unknown_features:
             raise ViewError("the table needs a reader feature that is not known")
-        table, now = self._tables[alias], self._now()
+        table = self._tables[alias]
         columns = await self._columns(index, table, file)
         return partial(view_grant, grant, self._masks.of(index, grant, now), table.root, now, columns)
 
