@@ -20,7 +20,7 @@ from delta_proxy.access.sts import SessionIdentity
 
 Grants = Mapping[str, Grant]
 _NOBODY: Grants = MappingProxyType({})
-_MOST_UNIONS = 4_096
+_MOST_KEPT = 4_096
 
 
 @attrs.frozen
@@ -59,6 +59,10 @@ class Principals:
         factory=dict, init=False, eq=False, repr=False
     )
 
+    _known: dict[tuple[str, AuthKind], tuple[object, Grants, Known]] = attrs.field(
+        factory=dict, init=False, eq=False, repr=False
+    )
+
     @classmethod
     def of(
         cls,
@@ -87,7 +91,14 @@ class Principals:
         if user is None:
             return None
         grants = self._grants(user.id, user.groups, stored, now)
-        return Known(user.secret, Principal(user.id, user.groups, auth, grants, user.read_only))
+        before = self._known.get((access_key, auth))
+        if before is not None and before[0] is user and before[1] is grants:
+            return before[2]
+        known = Known(user.secret, Principal(user.id, user.groups, auth, grants, user.read_only))
+        if len(self._known) >= _MOST_KEPT:
+            self._known.clear()
+        self._known[access_key, auth] = (user, grants, known)
+        return known
 
     def session(self, session: SessionIdentity, now: datetime) -> Principal:
         """The principal of an opened session token; its groups are those of the token.
@@ -106,7 +117,7 @@ class Principals:
             return known[1]
         of_groups = [self.groups[group] for group in sorted(groups) if group in self.groups]
         union = united(self.own.get(name, _NOBODY), *of_groups, from_database)
-        if len(self._unions) >= _MOST_UNIONS:
+        if len(self._unions) >= _MOST_KEPT:
             self._unions.clear()
         self._unions[name, groups] = (from_database, union)
         return union

@@ -188,4 +188,5 @@ async def _send_stored(request: EdgeRequest, answer: Stored) -> None:
 
 def annotate(request: EdgeRequest, **changes: Any) -> None:
     """Add to what the access log and the metrics are told of the request."""
-    request.note = attrs.evolve(request.note, **changes)
+    for name, value in changes.items():
+        setattr(request.note, name, value)

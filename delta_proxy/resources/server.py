@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, cast
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import (
@@ -92,10 +92,11 @@ class EdgeLimits:
     linger_bytes: int = 64 * 1024 * 1024
 
 
-@frozen
+@define
 class RequestNote:
     """What a resource found out about a request, for the access log, the metrics and the audit log.
 
+    It is filled in while the request is answered: several times a request, so it is no frozen value.
     `decision` is "allowed", or a word for why not; `reason` says more. `place` is the request's place in the
     audit log, None without one.
     """

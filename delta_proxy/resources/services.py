@@ -35,7 +35,7 @@ class Anonymous:
 
     async def authenticate(self, s3: S3Request, request: EdgeRequest) -> Principal:
         """Anybody."""
-        request.note = attrs.evolve(request.note, auth=AuthKind.ANONYMOUS.value)
+        request.note.auth = AuthKind.ANONYMOUS.value
         return ANONYMOUS
 
 

@@ -52,7 +52,8 @@ TOKENS = SessionTokens(SecretKeys.parse(generate_key()))
 class Noted:
     """As much of a request as an authenticator touches."""
 
-    note = RequestNote()
+    def __init__(self) -> None:
+        self.note = RequestNote()
 
 
 def authenticator(
