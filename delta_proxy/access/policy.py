@@ -325,6 +325,19 @@ def decide(grant: Grant, partition: PartitionTuple, now: datetime) -> Decision:
     return _compiled(grant, partition.columns)(partition, now)
 
 
+@lru_cache(maxsize=1024)
+def misfit(grant: Grant, columns: tuple[Column, ...]) -> Reason | None:
+    """Why the grant cannot be meant for a table partitioned by these columns: none of its alternatives means
+    anything there. None when one does, and for grants of everything and of nothing.
+    """
+    if grant.is_everything or grant.is_nothing:
+        return None
+    if not all(column.type.is_known for column in columns):
+        return Reason.UNKNOWN_TYPE
+    alternatives, reason = _compile_alternatives(grant, columns)
+    return None if alternatives else reason
+
+
 Decider: TypeAlias = Callable[[PartitionTuple, datetime], Decision]
 _Test: TypeAlias = Callable[[Value | None, datetime], bool]
 _Alternative: TypeAlias = tuple[tuple[int, _Test], ...]

@@ -146,6 +146,12 @@ class MetadataCache:
         """
         return await self._table(alias).refreshed(min_interval)
 
+    async def as_of(self, alias: str, moment: float) -> TableIndex:
+        """The index with its history, as of a listing of the log that began at the moment (by the clock) or
+        later: a table that had replaced another by then is not taken for it. Raises as `table` does.
+        """
+        return await self._table(alias).as_of(moment)
+
     async def complete(self, alias: str) -> TableIndex:
         """The index with what remains of the log before its base. It is read once, from the first build
         on.
@@ -195,6 +201,7 @@ class _Table:
         self._index: TableIndex | None = None
         self._names: tuple[str, ...] = ()
         self._right_at = 0.0
+        self._known_since = float("-inf")
         self._build_seconds = 0.0
         self._building: Flight[TableIndex] | None = None
         self._built_at = 0.0
@@ -231,6 +238,14 @@ class _Table:
             if not joined:
                 return index
         return await self._listing_to_come(min_interval).wait()
+
+    async def as_of(self, moment: float) -> TableIndex:
+        """The index with the history, as of a listing that began at the moment or later."""
+        index = await self.complete()
+        if self._known_since >= moment:
+            return index
+        await self._listing_to_come(_REFRESH_SECONDS).wait()
+        return await self.complete()
 
     async def complete(self) -> TableIndex:
         """The index with the history."""
@@ -288,7 +303,7 @@ class _Table:
         started = self._clock.seconds()
         loaded: TableIndex | None = await self._defer_to_pool(build.load, self.place)
         index = await self._built(None) if loaded is None else await self._advanced(loaded)
-        self._take(index)
+        self._take(index, started)
         self._build_seconds = self._clock.seconds() - started
         self._observer.index_built(self._alias, index.rows, self._build_seconds)
         if not index.complete:
@@ -296,7 +311,7 @@ class _Table:
         return index
 
     async def _advance(self) -> TableIndex:
-        known = self._index
+        known, started = self._index, self._clock.seconds()
         if known is None:
             return await self._load_or_build()
         try:
@@ -304,14 +319,15 @@ class _Table:
         except NotATable:
             self._index = None
             raise
-        self._take(index)
+        self._take(index, started)
         self._observer.index_advanced(self._alias, index.rows)
         if not index.complete and index.since != known.since:
             self._complete_flight()
         return index
 
-    def _take(self, index: TableIndex) -> None:
+    def _take(self, index: TableIndex, started: float) -> None:
         self._index = index
+        self._known_since = started
         self._right_at = self._clock.seconds()
 
     async def _advanced(self, index: TableIndex) -> TableIndex:

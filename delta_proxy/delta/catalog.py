@@ -83,6 +83,11 @@ class LogCatalog:
             return None
         return found[1]
 
+    def learned_at(self, path: str) -> float:
+        """When the store said what is known of a path, by the clock; now, when nothing is known."""
+        found = self._known.get(path)
+        return self._clock.seconds() if found is None else found[0]
+
     def forget(self, path: str) -> None:
         """Drop what turned out wrong."""
         self._known.pop(path, None)

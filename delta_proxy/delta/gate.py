@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
+from functools import partial
 
 import attrs
 from twisted.logger import Logger
@@ -22,7 +23,7 @@ from delta_proxy.delta.deletion_vectors import Region
 from delta_proxy.delta.masks import GrantMasks, authorise
 from delta_proxy.delta.paths import LOG_DIRECTORY
 from delta_proxy.delta.view_names import view_file
-from delta_proxy.delta.views import LogViews, ViewedFile
+from delta_proxy.delta.views import LogViews, RefusedView, ViewedFile
 from delta_proxy.delta.visibility import (
     ClosedLog,
     GrantedPaths,
@@ -32,7 +33,6 @@ from delta_proxy.delta.visibility import (
     WholeTable,
     shown_regions,
 )
-from delta_proxy.s3.errors import AccessDenied
 from delta_proxy.upstream.stores import has_dot_segments
 
 _log = Logger()
@@ -125,7 +125,7 @@ class Gate:
 
     async def _judge_restricted(self, table: GrantedTable, path: str) -> Verdict:
         if path.startswith(LOG_DIRECTORY):
-            return self._judge_log(table.grant, path)
+            return await self._judge_log(table, path)
         try:
             index, entries = await self._cache.locate(table.alias, path)
         except LogError as error:
@@ -159,7 +159,10 @@ class Gate:
         return self._views.listable(alias)
 
     async def visibility(self, table: GrantedTable, prefix: str) -> Visibility:
-        """What a listing of the table below `prefix` shows, as of the newest commit. Raises S3Error."""
+        """What a listing of the table below `prefix` shows, as of the newest commit.
+
+        Raises S3Error, and RefusedView when the table is closed to the principal.
+        """
         if table.grant.is_everything:
             return WholeTable()
         try:
@@ -169,19 +172,26 @@ class Gate:
             index = await self._cache.refreshed(table.alias)
         except LogError as error:
             _log.error("table {alias}: {error}", alias=table.alias, error=str(error))
-            raise AccessDenied() from None
+            raise RefusedView(Reason.UNREADABLE_LOG) from None
         return GrantedPaths(self._masks.of(index, table.grant, self._now()), log)
 
     async def _visible_log(self, table: GrantedTable) -> LogOfView:
         if self._filtered:
-            return LogOfView(await self._views.key(table.alias, table.grant))
+            key = await self._views.key(table.alias, table.grant)
+            return LogOfView(key, partial(self._views.unserved, table.alias))
         return ClosedLog() if table.grant.is_nothing else OpenLog()
 
-    def _judge_log(self, grant: Grant, path: str) -> Verdict:
+    async def _judge_log(self, table: GrantedTable, path: str) -> Verdict:
         """The files that a view has; passed through, the log is closed to whom nothing is granted."""
-        if self._filtered:
-            return Served(Use.LOG) if view_file(path[len(LOG_DIRECTORY) :]) else Absent()
-        return Refused(Reason.NO_GRANT) if grant.is_nothing else Served(Use.LOG)
+        if not self._filtered:
+            return Refused(Reason.NO_GRANT) if table.grant.is_nothing else Served(Use.LOG)
+        if view_file(path[len(LOG_DIRECTORY) :]) is None:
+            return Absent()
+        try:
+            await self._views.key(table.alias, table.grant)
+        except RefusedView as refused:
+            return Refused(refused.reason)
+        return Served(Use.LOG)
 
 
 def _use_of(path: str) -> Use:

@@ -258,9 +258,9 @@ class TableIndex:
 
     def relabelled(self) -> Iterator[str]:
         """The paths that had more than one set of partition values, or whose values are told in several
-        statements.
+        statements; some more than once.
         """
-        for row in self.base.compound_rows():
+        for row in self.base.shared_rows():
             path = self.base.path(row)
             if path not in self.overlay.entries:
                 yield path

@@ -11,14 +11,28 @@ from typing import Final
 import attrs
 import numpy as np
 
-from delta_proxy.access.policy import Allowed, Decision, Denied, Grant, Reason, decide
+from delta_proxy.access.policy import Allowed, Decision, Denied, Grant, Reason, decide, misfit
 
 from .index import TableIndex
 from .rows import UNKNOWN_TUPLE, FileKind
 from .segment import Bits, Entry
 
 _DENIED: Final = Denied(Reason.NOT_GRANTED)
+_CLOSED: Final = Denied(Reason.UNKNOWN_FEATURE)
 _REMEMBERED: Final = 1_024
+
+
+def closed(index: TableIndex, grant: Grant) -> Reason | None:
+    """Why the whole table, its log included, is closed to a grant; None when it is not.
+
+    A table with a reader feature the proxy does not know is closed to every grant but everything, and so is
+    one to which no alternative of the grant can apply.
+    """
+    if grant.is_everything:
+        return None
+    if index.metadata.unknown_features:
+        return Reason.UNKNOWN_FEATURE
+    return misfit(grant, index.metadata.columns)
 
 
 def authorise(index: TableIndex, grant: Grant, path: str, now: datetime) -> Decision | None:
@@ -37,7 +51,7 @@ def _authorise(index: TableIndex, grant: Grant, entries: tuple[Entry, ...], now:
     if grant.is_everything:
         return Allowed()
     if index.metadata.unknown_features:
-        return _DENIED
+        return _CLOSED
     own = [entry for entry in entries if entry.kind is not FileKind.DELETION_VECTOR]
     for entry in own:
         decision = _decide(index, grant, entry.tuple_id, now)

@@ -200,10 +200,11 @@ class Segment:
         chunk = self._chunk_of(row)
         return bool(chunk.compound[row - chunk.start])
 
-    def compound_rows(self) -> Iterator[int]:
-        """The rows that are judged together with others."""
+    def shared_rows(self) -> Iterator[int]:
+        """The rows of files that share their path with another row; deletion vectors are not among them."""
         for chunk in self._chunks:
-            yield from (np.flatnonzero(chunk.compound) + chunk.start).tolist()
+            shared = (chunk.compound != 0) & (chunk.kinds != FileKind.DELETION_VECTOR)
+            yield from (np.flatnonzero(shared) + chunk.start).tolist()
 
     def _chunk_of(self, row: int) -> _Chunk:
         return self._chunks[bisect_right(self._starts, row) - 1]

@@ -50,6 +50,18 @@ def granted_history(mask: GrantMask, root: TableRoot) -> Callable[[str], bool | 
     return ask
 
 
+def lost(mask: GrantMask) -> list[str]:
+    """The paths that are denied though some of the values they had are granted, in order."""
+    relabelled = {path: _granted(mask, path) for path in mask.index.relabelled()}
+    return sorted(path for path, granted in relabelled.items() if any(granted) and not all(granted))
+
+
+def _granted(mask: GrantMask, path: str) -> list[bool]:
+    """For each set of values that a file had, whether it is granted."""
+    entries = mask.index.lookup(path)
+    return [bool(mask.bits[e.tuple_id]) for e in entries if e.kind is not FileKind.DELETION_VECTOR]
+
+
 def granted_histories(
     mask: GrantMask, history: Callable[[str], bool | None]
 ) -> Callable[[pa.Array], pa.Array]:
@@ -58,7 +70,8 @@ def granted_histories(
     The index must have taken in the file that the paths are from: then the one way in which a path's history
     can differ from its own values is that it had others as well, and such paths are few.
     """
-    denied = pa.array(sorted(path for path in mask.index.relabelled() if not history(path)), pa.string())
+    relabelled = frozenset(mask.index.relabelled())
+    denied = pa.array(sorted(path for path in relabelled if not all(_granted(mask, path))), pa.string())
     decoded_differently = "%" if len(denied) else None
 
     def ask(paths: pa.Array) -> pa.Array:

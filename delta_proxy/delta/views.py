@@ -8,8 +8,9 @@ principals who see the same share it.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -29,14 +30,15 @@ from delta_proxy.delta.catalog import CatalogedStore, LogCatalog
 from delta_proxy.delta.deletion_vectors import Region
 from delta_proxy.delta.disk_cache import CachedFile, DiskCache, Make, MemoryCache, OpenFile
 from delta_proxy.delta.index import TableIndex, TupleTable
-from delta_proxy.delta.masks import GrantMask, GrantMasks
+from delta_proxy.delta.masks import GrantMask, GrantMasks, closed
 from delta_proxy.delta.paths import LOG_DIRECTORY, LogFile, LogKind, TableRoot
 from delta_proxy.delta.scan import LogContent, Scanner
+from delta_proxy.delta.segment import Bits
 from delta_proxy.delta.view_grant import Columns, StaleIndex, ViewError, ViewGrant
-from delta_proxy.delta.view_history import view_grant
+from delta_proxy.delta.view_history import lost, view_grant
 from delta_proxy.delta.view_names import view_file
 from delta_proxy.s3.errors import NoSuchKey, ServiceUnavailable
-from delta_proxy.upstream.client import ObjectStat, TableClient
+from delta_proxy.upstream.client import ListedObject, ObjectStat, SmallObject, TableClient
 
 REWRITER_VERSION: Final = 1
 """Part of every ETag and cache key: raise it with any change of what a rewrite writes."""
@@ -108,15 +110,18 @@ def derived_etag(etag: str, view: str) -> str:
 
 
 def view_key(grant: Grant, mask: GrantMask) -> str:
-    """What tells one view of a table from another: of a grant that moves with the clock, what it sees.
+    """What tells one view of a table from another, the same in every process.
 
-    That is told by the values themselves: their numbers are others when the index is built anew.
+    Besides the grant that is what a grant that moves with the clock sees, by its values, and the files that
+    disappear from old versions because a later one gave them values that are not granted.
     """
-    if not grant.is_relative:
+    told = sorted(set(lost(mask)))
+    if grant.is_relative:
+        partitions = mask.index.partitions
+        told += sorted(repr(partitions[number]) for number in np.flatnonzero(mask.bits).tolist())
+    if not told:
         return grant.fingerprint
-    partitions = mask.index.partitions
-    visible = sorted(repr(partitions[number]) for number in np.flatnonzero(mask.bits).tolist())
-    return f"{grant.fingerprint}-{hashlib.sha256(repr(visible).encode()).hexdigest()}"
+    return f"{grant.fingerprint}-{hashlib.sha256(repr(told).encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def vector_key(shown: Sequence[Region]) -> str:
@@ -145,9 +150,10 @@ class LogViews:
         self._masks = masks
         self._defer_to_pool = defer_to_pool
         self._now = now
+        self._manifests: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._hints: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
         self._sidecars: OrderedDict[tuple[str, str], Columns] = OrderedDict()
-        self._keys: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str], tuple[weakref.ref[TableIndex], Bits, str]] = OrderedDict()
 
     def listable(self, alias: str) -> CatalogedStore:
         """The table's LIST; what it tells of the log is remembered."""
@@ -194,26 +200,30 @@ class LogViews:
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
 
     async def key(self, alias: str, grant: Grant) -> str:
-        """The key of a grant's view at this moment."""
-        if not grant.is_relative:
-            return grant.fingerprint
-        return self._moving_key(await self._cache.complete(alias), grant, self._now())
+        """The key of a grant's view at this moment. Raises RefusedView when the table is closed to it."""
+        with _translated(self._tables[alias], LOG_DIRECTORY):
+            return self._key(alias, await self._cache.complete(alias), grant, self._now())
 
     async def _key_of(self, alias: str, grant: Grant, file: LogFile, now: datetime) -> str:
         """The key of the view that a file is in. What the file itself adds has its part in it: were it made
         under a key without that, it would come back under that key when the grant has moved on.
         """
         if not grant.is_relative:
-            return grant.fingerprint
-        return self._moving_key(await self._index_with(alias, file), grant, now)
+            return await self.key(alias, grant)
+        with _translated(self._tables[alias], file.path):
+            return self._key(alias, await self._index_with(alias, file), grant, now)
 
-    def _moving_key(self, index: TableIndex, grant: Grant, now: datetime) -> str:
-        """`view_key`, worked out once for what a mask shows."""
-        mask = self._masks.of(index, grant, now)
-        seen = (f"{index.identity} {grant.fingerprint}", hashlib.sha256(mask.bits.tobytes()).hexdigest())
-        if seen not in self._keys:
-            _remember(self._keys, seen, view_key(grant, mask))
-        return self._keys[seen]
+    def _key(self, alias: str, index: TableIndex, grant: Grant, now: datetime) -> str:
+        """`view_key`, worked out once for an index and what a mask shows of it."""
+        reason = closed(index, grant)
+        if reason is not None:
+            raise RefusedView(reason)
+        mask, slot = self._masks.of(index, grant, now), (alias, grant.fingerprint)
+        known = self._keys.get(slot)
+        if known is None or known[0]() is not index or known[1] is not mask.bits:
+            known = (weakref.ref(index), mask.bits, view_key(grant, mask))
+            _remember(self._keys, slot, known)
+        return known[2]
 
     async def _stat(self, table: TableViews, path: str) -> ObjectStat:
         """What the store says of a log file: of an immutable one, what it said last."""
@@ -262,26 +272,26 @@ class LogViews:
             questions = await self._questions(alias, index, grant, file, now)
             await self._defer_to_pool(_write_view, original.path, target, file, questions)
         except StaleIndex:
-            questions = await self._questions(alias, await self._cache.refreshed(alias), grant, file, now)
+            await self._cache.refreshed(alias)
+            questions = await self._questions(alias, await self._cache.complete(alias), grant, file, now)
             await self._defer_to_pool(_write_view, original.path, target, file, questions)
 
     async def _questions(
         self, alias: str, index: TableIndex, grant: Grant, file: LogFile, now: datetime
     ) -> Callable[[], ViewGrant]:
         """What the rewrite will ask, to be prepared in the thread pool. Raises ViewError."""
-        if index.metadata.unknown_features:
-            raise ViewError("the table needs a reader feature that is not known")
+        reason = closed(index, grant)
+        if reason is not None:
+            raise RefusedView(reason)
         table = self._tables[alias]
         columns = await self._columns(index, table, file)
         return partial(view_grant, grant, self._masks.of(index, grant, now), table.root, now, columns)
 
     async def _index_with(self, alias: str, file: LogFile) -> TableIndex:
-        """The index with all of the log that remains, and at least as new as the file."""
-        index = await self._cache.complete(alias)
-        if file.version is None or file.version <= index.version:
-            return index
-        index = await self._cache.refreshed(alias)
-        if file.version > index.version:
+        """The index with all of the log that remains, at least as new as what is known of the file."""
+        learned_at = self._tables[alias].catalog.learned_at(file.path)
+        index = await self._cache.as_of(alias, learned_at)
+        if file.version is not None and file.version > index.version:
             raise ViewError("the log has no version of this number")
         return index
 
@@ -293,34 +303,78 @@ class LogViews:
             return index.columns_before(file.version)
         return index.columns_before(file.version + 1)
 
+    async def unserved(self, alias: str, listed: Iterable[ListedObject]) -> frozenset[str]:
+        """Those of the listed paths that have the name of a file of the view and are none: a sidecar that no
+        checkpoint names, a hint at no checkpoint.
+        """
+        table, hidden = self._tables[alias], set[str]()
+        for found in listed:
+            file = (
+                view_file(found.path[len(LOG_DIRECTORY) :]) if found.path.startswith(LOG_DIRECTORY) else None
+            )
+            if file is None:
+                continue
+            sidecar = file.kind is LogKind.SIDECAR
+            hint = file.kind is LogKind.LAST_CHECKPOINT
+            if (sidecar and not await self._is_named(table, file)) or (
+                hint and await self._hint(table, found.path, found.etag) is None
+            ):
+                hidden.add(found.path)
+        return frozenset(hidden)
+
+    async def _is_named(self, table: TableViews, file: LogFile) -> bool:
+        try:
+            await self._sidecar_columns(table, file)
+        except (NoSuchKey, ViewError):
+            return False
+        return True
+
     async def _sidecar_columns(self, table: TableViews, file: LogFile) -> Columns:
         """The partition columns of the newest checkpoint that names a sidecar, else NoSuchKey."""
-        known = self._sidecars.get((table.identity, file.name))
-        if known is not None:
-            return known
+        slot = (table.identity, file.name)
+        if slot not in self._sidecars:
+            await self._read_manifests(table)
+        if slot not in self._sidecars:
+            raise NoSuchKey()
+        return self._sidecars[slot]
+
+    async def _read_manifests(self, table: TableViews) -> None:
+        """Take in which sidecars the V2 checkpoints name, each of which is read once."""
         manifests = filter(_is_manifest, await self._names(table, 0))
-        for name in sorted(manifests, reverse=True):
+        for name in sorted(manifests):
             path = LOG_DIRECTORY + name
-            manifest = await self._raw(table, path, await self._stat(table, path))
+            stat = await self._stat(table, path)
+            known = (table.identity, name, stat.etag)
+            if known in self._manifests:
+                continue
+            manifest = await self._raw(table, path, stat)
             columns: Columns
             columns, sidecars = await self._defer_to_pool(_read_manifest, manifest.path, name, table.root)
             for sidecar in sidecars:
                 _remember(self._sidecars, (table.identity, f"_sidecars/{sidecar}"), columns)
-            if (table.identity, file.name) in self._sidecars:
-                return columns
-        raise NoSuchKey()
+            _remember(self._manifests, known, None)
 
     async def _last_checkpoint(self, table: TableViews, path: str, key: str) -> ViewedFile:
         """The hint, naming a checkpoint that the view has. It may change, so the store is asked each time."""
         found = await table.store.read(path, limit=last_checkpoint.MAX_BYTES)
+        body = await self._hint_of(table, found)
+        if body is None:
+            raise NoSuchKey()
+        return ViewedFile(body, derived_etag(found.etag, key), found.last_modified)
+
+    async def _hint(self, table: TableViews, path: str, etag: str) -> bytes | None:
+        """The hint in the view, from what is known of this ETag, or from the store."""
+        known = (table.identity, etag)
+        if known in self._hints:
+            return self._hints[known]
+        return await self._hint_of(table, await table.store.read(path, limit=last_checkpoint.MAX_BYTES))
+
+    async def _hint_of(self, table: TableViews, found: SmallObject) -> bytes | None:
         known = (table.identity, found.etag)
         if known not in self._hints:
             names = await self._names(table, _hinted_version(found.body))
             _remember(self._hints, known, last_checkpoint.rewrite(found.body, names))
-        body = self._hints[known]
-        if body is None:
-            raise NoSuchKey()
-        return ViewedFile(body, derived_etag(found.etag, key), found.last_modified)
+        return self._hints[known]
 
     async def _names(self, table: TableViews, version: int) -> list[str]:
         """The names of the versioned log files from a version on; what the listing tells is remembered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -13,6 +14,7 @@ from delta_proxy.delta.rows import FileKind
 from delta_proxy.delta.segment import Entry
 from delta_proxy.delta.view_names import view_file
 from delta_proxy.delta.views import derived_etag, vector_key
+from delta_proxy.upstream.client import ListedObject
 from delta_proxy.upstream.stores import has_dot_segments
 
 _BEHIND_LOG: Final = LOG_DIRECTORY + "\U0010ffff"
@@ -27,6 +29,10 @@ class Visibility(Protocol):
 
     def etag(self, path: str, etag: str) -> str:
         """The quoted ETag that GET gives for a path, when the store's is `etag`."""
+        ...
+
+    async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
+        """Those of the listed paths that GET does not serve although they are of a kind that is shown."""
         ...
 
     def below(self, prefix: str) -> bool | None:
@@ -50,6 +56,10 @@ class WholeTable:
         """The store's."""
         return etag
 
+    async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
     def below(self, prefix: str) -> bool | None:
         """The store lists only prefixes that hold something, though it may be nothing that is shown."""
         return None if has_dot_segments(prefix) else True
@@ -64,6 +74,7 @@ class LogOfView:
     """The log directory of a view: the files that views have, under ETags of their own."""
 
     key: str
+    ask: Callable[[Sequence[ListedObject]], Awaitable[frozenset[str]]]
 
     def shows(self, path: str) -> bool:
         """Commits, checkpoints, sidecars and the hint."""
@@ -72,6 +83,10 @@ class LogOfView:
     def etag(self, path: str, etag: str) -> str:
         """The ETag of the file in the view."""
         return derived_etag(etag, self.key)
+
+    async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
+        """Sidecars and hints that are none of the view."""
+        return await self.ask(listed)
 
     def below(self, prefix: str) -> bool | None:
         """The log itself exists; of the rest only the store can tell."""
@@ -83,11 +98,16 @@ class LogOfView:
         return max(LOG_DIRECTORY, prefix) if overlap and path < _BEHIND_LOG else None
 
 
+async def _all_served(_: Sequence[ListedObject]) -> frozenset[str]:
+    return frozenset()
+
+
 @attrs.frozen
 class OpenLog(LogOfView):
     """The log directory where it is passed through as it is."""
 
     key: str = ""
+    ask: Callable[[Sequence[ListedObject]], Awaitable[frozenset[str]]] = _all_served
 
     def shows(self, path: str) -> bool:
         """Every file of it."""
@@ -103,6 +123,7 @@ class ClosedLog(LogOfView):
     """The log directory where it does not exist for the principal."""
 
     key: str = ""
+    ask: Callable[[Sequence[ListedObject]], Awaitable[frozenset[str]]] = _all_served
 
     def shows(self, path: str) -> bool:
         """No file of it."""
@@ -136,6 +157,10 @@ class GrantedPaths:
             return self.log.etag(path, etag)
         shown = shown_regions(self.mask, self.mask.index.lookup(path))
         return etag if shown is None else derived_etag(etag, vector_key(shown))
+
+    async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
+        """Those of the log."""
+        return await self.log.unserved(listed)
 
     def below(self, prefix: str) -> bool | None:
         """A live granted file exists by the protocol; of a tombstoned one only the store can tell."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from delta_proxy.access.identity import Principal
 from delta_proxy.delta.gate import GrantedTable
-from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource
+from delta_proxy.delta.views import RefusedView
+from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource, annotate
 from delta_proxy.resources.listing import ListedTable, list_page
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3 import xml
-from delta_proxy.s3.errors import NotImplementedByProxy
+from delta_proxy.s3.errors import AccessDenied, NotImplementedByProxy
 from delta_proxy.s3.listing import ListQuery
 from delta_proxy.s3.operation import Operation
 
@@ -40,14 +41,18 @@ class BucketResource(S3Resource):
             case Operation.GET_BUCKET_LOCATION:
                 return Answer(200, XML, xml.bucket_location(region))
             case Operation.LIST_OBJECTS | Operation.LIST_OBJECTS_V2:
-                return await self._list(principal)
+                return await self._list(principal, request)
             case _:
                 raise NotImplementedByProxy()
 
-    async def _list(self, principal: Principal) -> Answer:
+    async def _list(self, principal: Principal, request: EdgeRequest) -> Answer:
         query = ListQuery.parse(self.s3)
         tables = [self._listed(table) for table in self.services.gate.tables(principal)]
-        result = await list_page(tables, query, query.after or None)
+        try:
+            result = await list_page(tables, query, query.after or None)
+        except RefusedView as refused:
+            annotate(request, decision=refused.reason.name.lower())
+            raise AccessDenied() from None
         document = xml.list_objects_v2 if query.version == 2 else xml.list_objects_v1
         body = document(result, query, bucket=self.services.settings.addressing.bucket)
         return Answer(200, ((REGION_HEADER, self.services.settings.region), *XML), body)

@@ -136,10 +136,10 @@ class _Scan:
             page = await self.store.list(
                 self.prefix, delimiter=self.delimiter, start_after=start, max_keys=UPSTREAM_PAGE
             )
-            merged = _merged(page)
+            merged, unserved = _merged(page), await self.visibility.unserved(page.objects)
             shown = False
             for entry in merged:
-                if await self._due(entry, after):
+                if name_of(entry) not in unserved and await self._due(entry, after):
                     shown = True
                     yield entry if isinstance(entry, str) else self._as_served(entry)
             start = self._next_start(merged, shown=shown) if page.truncated else None

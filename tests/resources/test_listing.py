@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import attrs
 import pytest
@@ -51,6 +51,9 @@ class Granted:
 
     def etag(self, path: str, etag: str) -> str:
         return etag
+
+    async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
+        return frozenset()
 
     def below(self, prefix: str) -> bool | None:
         return any(path.startswith(prefix) for path in self.paths) if self.certain else None
