@@ -348,7 +348,9 @@ class ProxyService(MultiService):
         """What /health/ready tells: whether requests are taken, and can be answered."""
         checks: dict[str, bool | str | Degraded] = {
             "accepting": not self.site.draining,
-            "credentials": self._credentials.readiness(),
+            "credentials": self._credentials.readiness(
+                {location.store.profile for location in self._config.table_mapping.values()}
+            ),
         }
         if self._config.database_enabled:
             checks["database"] = self._identity.readiness()
@@ -422,13 +424,14 @@ class CredentialCheck:
         self._chains[profile] = chain
         self._problems[profile] = f"none yet for the profile {profile or 'default'}"
 
-    def readiness(self) -> bool | str:
-        """True when all are there, else what is wrong."""
-        for profile in [*self._problems]:
+    def readiness(self, profiles: Collection[str | None]) -> bool | str:
+        """True when those of these profiles are there, else what is wrong."""
+        wanting = [profile for profile in self._problems if profile in profiles]
+        for profile in wanting:
             if profile not in self._asking:
                 self._asking.add(profile)
                 Deferred.fromCoroutine(self._ask(profile)).addErrback(_log_unexpected)
-        return "; ".join(self._problems.values()) or True
+        return "; ".join(self._problems[each] for each in wanting if each in self._problems) or True
 
     async def _ask(self, profile: str | None) -> None:
         try:

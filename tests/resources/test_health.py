@@ -1,7 +1,7 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import orjson
@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from delta_proxy.metrics import CONTENT_TYPE, Metrics
-from delta_proxy.resources.health import metrics_site
+from delta_proxy.resources.health import Degraded, Readiness, metrics_site
 from delta_proxy.resources.status import Status, TableStatus, page
 
 
@@ -24,9 +24,7 @@ def status() -> Status:
     )
 
 
-def get(
-    path: str, readiness: Callable[[], Mapping[str, bool | str]] = ready, method: str = "GET"
-) -> tuple[str, bytes]:
+def get(path: str, readiness: Readiness = ready, method: str = "GET") -> tuple[str, bytes]:
     figures = Metrics(CollectorRegistry(), Clock(), tables=["trades"])
     site = metrics_site(
         reactor=Clock(), readiness=readiness, render=figures.render, content_type=CONTENT_TYPE, status=status
@@ -106,3 +104,9 @@ def test_a_head_request_is_answered_without_a_body_and_a_post_is_refused() -> No
 def test_an_unknown_path_does_not_exist() -> None:
     for path in ("/nothing", "/health", "/health/nothing", "/metrics2"):
         assert get(path)[0].startswith("HTTP/1.1 404")
+
+
+def test_a_check_that_is_degraded_says_so_and_holds() -> None:
+    head, body = get("/health/ready", lambda: {"database": Degraded("stale: no answer")})
+    assert head.startswith("HTTP/1.1 200")
+    assert orjson.loads(body) == {"ready": True, "checks": {"database": "stale: no answer"}}

@@ -1,0 +1,63 @@
+"""The small parts of the service that need no service."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+
+from delta_proxy.s3.errors import ServiceUnavailable
+from delta_proxy.s3.sigv4 import Credentials
+from delta_proxy.service import CredentialCheck, reopening
+
+
+class Chain:
+    """Credentials that come when told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Deferred[Credentials]] = []
+
+    async def get(self) -> Credentials:
+        self.waiting.append(Deferred())
+        return await self.waiting[-1]
+
+    async def region(self) -> str | None:
+        return None
+
+
+def test_credentials_are_ready_when_they_have_come() -> None:
+    chain, check = Chain(), CredentialCheck()
+    check.watch("p", chain)
+    assert check.readiness({"p"}) == "none yet for the profile p"
+    assert check.readiness({"p"}) == "none yet for the profile p"
+    assert len(chain.waiting) == 1
+    chain.waiting[0].callback(Credentials("a", "b"))
+    assert check.readiness({"p"}) is True
+
+
+def test_credentials_that_did_not_come_are_asked_for_again() -> None:
+    chain, check = Chain(), CredentialCheck()
+    check.watch(None, chain)
+    check.readiness({None})
+    chain.waiting[0].errback(ServiceUnavailable())
+    assert check.readiness({None}) == "none for the profile default: ServiceUnavailable"
+    chain.waiting[1].callback(Credentials("a", "b"))
+    assert check.readiness({None}) is True
+
+
+def test_credentials_that_no_table_needs_any_more_do_not_matter() -> None:
+    check = CredentialCheck()
+    check.watch("gone", Chain())
+    assert check.readiness({"p"}) is True
+
+
+def test_a_rotation_reopens_the_audit_log_and_does_what_it_did_before() -> None:
+    calls: list[str] = []
+
+    class Log:
+        def reopen(self) -> None:
+            calls.append("audit")
+
+    reopening(cast(Any, Log()), lambda *_: calls.append("before"))(10, None)
+    reopening(cast(Any, Log()), 0)(10, None)
+    assert calls == ["audit", "before", "audit"]
