@@ -223,11 +223,14 @@ class _Table:
         return IndexState(index.version, index.rows, self._right_at, index.complete, self._build_seconds)
 
     async def current(self) -> TableIndex:
-        """The index, advanced in the background when it is old."""
+        """The index, advanced in the background when it is old; at twice that age it decides nothing more."""
         if self._index is None:
             return await self._build_flight().wait()
-        if self._clock.seconds() - self._right_at >= self._ttl:
-            self._listing_to_come(_REFRESH_SECONDS)
+        age = self._clock.seconds() - self._right_at
+        if age >= self._ttl:
+            listing = self._listing_to_come(_REFRESH_SECONDS)
+            if age >= 2 * self._ttl:
+                return await listing.wait()
         return self._index
 
     async def refreshed(self, min_interval: float) -> TableIndex:

@@ -223,6 +223,26 @@ def test_a_refresh_that_fails_is_an_error_and_not_a_stale_answer(bench: Bench) -
     assert bench.refreshed().version == 0
 
 
+def test_an_index_nobody_asked_for_in_a_long_time_is_brought_up_to_date_before_it_decides(
+    bench: Bench,
+) -> None:
+    result_of(bench.cache.table("trades"))
+    bench.clock.advance(240)
+    bench.commit(1, add("x", p="another"))
+    index: TableIndex = bench.after(bench.cache.table("trades"))
+    assert (index.version, len(index.lookup("x"))) == (1, 2)
+
+
+def test_an_index_that_could_not_be_refreshed_for_a_long_time_is_an_error(bench: Bench) -> None:
+    result_of(bench.cache.table("trades"))
+    bench.log.failure = ServiceUnavailable()
+    bench.clock.advance(239)
+    assert bench.after(bench.cache.table("trades")).version == 0
+    bench.clock.advance(1)
+    with pytest.raises(ServiceUnavailable):
+        bench.after(bench.cache.table("trades"))
+
+
 def test_a_place_without_a_log_is_no_table(bench: Bench) -> None:
     shutil.rmtree(bench.table)
     with pytest.raises(NotATable):
