@@ -105,11 +105,15 @@ def _span(
 
 
 def _overriding(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
-    return {_OVERRIDES[name]: _header_value(name, value) for name, value in parameters if name in _OVERRIDES}
+    return {_OVERRIDES[name]: override(name, value) for name, value in parameters if name in _OVERRIDES}
 
 
-def _header_value(name: str, value: str) -> str:
-    """The value, which must not be able to end its header field."""
+def override(name: str, value: str) -> str:
+    """The value of a `response-*` parameter, which must not be able to end its header field, here or in a
+    store that is less careful: what follows would be taken for the answer to the next request.
+
+    Raises InvalidArgument.
+    """
     fields = {"ArgumentName": name, "ArgumentValue": value}
     if any(ord(char) > 0xFF for char in value):
         raise InvalidArgument("Header value cannot be represented using ISO-8859-1.", fields=fields)

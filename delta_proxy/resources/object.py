@@ -15,7 +15,7 @@ from delta_proxy.resources.base import (
     Streamed,
     annotate,
 )
-from delta_proxy.resources.files import plan
+from delta_proxy.resources.files import override, plan
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.errors import AccessDenied, NoSuchKey, NotImplementedByProxy, S3Error
 from delta_proxy.s3.headers import Headers
@@ -158,7 +158,7 @@ class ObjectResource(S3Resource):
     def _read_query(self) -> tuple[tuple[str, str], ...]:
         """The parameters of a read that the store must see: part number and response overrides."""
         return tuple(
-            (name, value)
+            (name, override(name, value))
             for name, value in self.s3.query
             if name == "partNumber" or name.startswith("response-")
         )

@@ -202,6 +202,16 @@ def test_part_number_one_is_the_whole_object(plain: Proxy) -> None:
     assert answer.body == BODY
 
 
+@pytest.mark.parametrize("value", ["a%0D%0ASet-Cookie:%20x", "a%0A", "a%7F", "%E2%82%AC"])
+def test_a_response_override_that_is_no_header_value_does_not_reach_the_store(
+    gateway_store: Store, proxy_for: ProxyFor, plain: Proxy, value: str
+) -> None:
+    redirecting = proxy_for(gateway_store, tableMapping={"plain": f"s3://{BUCKET}/plain"})
+    for proxy in (plain, redirecting):
+        answer = get(proxy, "plain/object", query=f"?response-content-disposition={value}")
+        assert (answer.status, code_of(answer)) == (400, "InvalidArgument")
+
+
 def test_response_overrides_are_the_stores(gateway_store: Store, plain: Proxy) -> None:
     client = Endpoint(plain.url).boto3()
     answer = client.get_object(
