@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from delta_proxy.access.migrations import current, head, upgrade
-from delta_proxy.access.permissions import database_engine
 from delta_proxy.admin.desk import Desk, desk_command
 
 
@@ -14,7 +13,7 @@ from delta_proxy.admin.desk import Desk, desk_command
 def migrate(desk: Desk) -> None:
     """Make the database, or bring its schema up to date; what is up to date stays as it is."""
     _ = desk.keys
-    engine = database_engine(desk.config.database.uri)
+    engine = desk.engine
     before = current(engine)
     upgrade(engine)
     after = head()

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
 import click
+import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
@@ -90,10 +91,16 @@ class Desk:
         return self.config.secret_keys
 
     @cached_property
+    def engine(self) -> sa.Engine:
+        """The way to the database, closed when the command ends."""
+        engine = database_engine(self.config.database.uri)
+        click.get_current_context().call_on_close(engine.dispose)
+        return engine
+
+    @cached_property
     def store(self) -> PermissionStore:
         """The permissions database, which must have the newest schema."""
-        keys, uri = self.keys, self.config.database.uri
-        engine = database_engine(uri)
+        keys, engine = self.keys, self.engine
         database = engine.url.database or ""
         if engine.dialect.name == "sqlite" and not pathlib.Path(database).exists():
             raise click.ClickException(f"there is no database {database}: run the command migrate")

@@ -112,7 +112,8 @@ def parse_end(text: str, now: datetime) -> datetime:
     try:
         end = datetime.fromisoformat(text)
     except ValueError:
-        raise click.ClickException(f'expected a time with its zone, or 90m, 12h, 30d, found "{text}"') from None
+        expected = f'expected a time with its zone, or 90m, 12h, 30d, found "{text}"'
+        raise click.ClickException(expected) from None
     if end.tzinfo is None and len(text) > len("2026-12-31"):
         raise click.ClickException(f'"{text}" needs a zone: {text}+00:00')
     end = end.replace(tzinfo=UTC) if end.tzinfo is None else end
