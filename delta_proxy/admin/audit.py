@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pathlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
@@ -46,16 +47,13 @@ def tail(
         raise click.ClickException(f"there is no file to read: the audit log {where}")
     given = {"principal": user, "table": table, "decision": decision}
     wanted = Wanted({key: value for key, value in given.items() if value is not None})
-    with Follower.open(pathlib.Path(log)) as file:
+    with Follower.open(pathlib.Path(log)) as file, contextlib.suppress(KeyboardInterrupt):
         for record in deque(wanted.of(file.lines()), maxlen=count):
             _print(desk, record)
-        try:
-            while follow:
-                for record in wanted.of(file.lines()):
-                    _print(desk, record)
-                time.sleep(_PAUSE_SECONDS)
-        except KeyboardInterrupt:
-            return
+        while follow:
+            for record in wanted.of(file.lines()):
+                _print(desk, record)
+            time.sleep(_PAUSE_SECONDS)
 
 
 @attrs.frozen
@@ -124,14 +122,13 @@ def _print(desk: Desk, record: dict[str, Any]) -> None:
     if desk.output.as_json:
         desk.output.document(record)
         return
-    said: Callable[[str], str] = lambda key: str(record.get(key) or "-")  # noqa: E731
     where = "/".join(str(record[key]) for key in ("table", "path") if record.get(key)) or "-"
     reason = f" ({record['reason']})" if record.get("reason") else ""
-    fields = ("time", "principal", "source", "operation")
-    click.echo(
-        one_line(
-            "  ".join(
-                [*map(said, fields), where, f"{said('decision')}{reason}", said("status"), said("bytes")]
-            )
-        )
-    )
+    who = [_said(record, key) for key in ("time", "principal", "source", "operation")]
+    outcome = [f"{_said(record, 'decision')}{reason}", _said(record, "status"), _said(record, "bytes")]
+    click.echo(one_line("  ".join([*who, where, *outcome])))
+
+
+def _said(record: dict[str, Any], key: str) -> str:
+    value = record.get(key)
+    return "-" if value is None else str(value)

@@ -22,6 +22,8 @@ from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.stores import AddressingStyle, TableLocation
 
 _SHOWN: Final = 20
+# deltalake's own ten take minutes where nobody answers.
+_RETRIES: Final = "3"
 _EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - names, not bound
 
 
@@ -209,6 +211,7 @@ def _options(keys: Keys, region: str, endpoint: str | None) -> dict[str, str]:
         "aws_access_key_id": keys.access_key,
         "aws_secret_access_key": keys.secret_key,
         "aws_region": region,
+        "max_retries": _RETRIES,
     }
     if keys.session_token:
         options["aws_session_token"] = keys.session_token
