@@ -155,6 +155,8 @@ class _Request:
     # A small answer that is parsed here goes by treq; object bytes go by Agent directly, treq would decode
     # gzip.
     control: bool = False
+    # The body goes to a client, who decides how long that takes.
+    streamed: bool = False
 
 
 @frozen
@@ -288,7 +290,7 @@ class TableClient:
 
     async def read(self, path: str, *, limit: int) -> SmallObject:
         """An object of at most `limit` bytes, in memory. Raises InternalError when it is larger."""
-        response = await self.open("GET", path)
+        response = await self._open_object("GET", path)
         body = await self._body(response, limit)
         headers = response.headers
         return SmallObject(body, headers.get("etag") or "", headers.get("last-modified") or "")
@@ -299,7 +301,7 @@ class TableClient:
         Raises InternalError when the disk does not take it, ServiceUnavailable when the body cannot be had
         whole.
         """
-        response = await self.open("GET", path)
+        response = await self._open_object("GET", path)
         spool = FileSpool(into, self._upstream.defer_to_pool)
         try:
             await spool.open()
@@ -325,11 +327,18 @@ class TableClient:
         connection or to the signature are left out. The caller must take the body with `send_body` or give
         it up with `discard`.
         """
+        return await self._open_object(method, path, headers, query, streamed=method == "GET")
+
+    async def _open_object(
+        self, method: str, path: str, headers: Pairs = (), query: Pairs = (), *, streamed: bool = False
+    ) -> UpstreamResponse:
         if method not in {"GET", "HEAD"}:
             raise ValueError(f"{method} is not a read")
         operation = "GetObject" if method == "GET" else "HeadObject"
         kept = tuple((name.lower(), value) for name, value in headers if name.lower() not in _OWN_HEADERS)
-        return await self._open(_Request(operation, method, self.location.object_key(path), query, kept))
+        return await self._open(
+            _Request(operation, method, self.location.object_key(path), query, kept, streamed=streamed)
+        )
 
     async def stat(self, path: str) -> ObjectStat:
         """Size, ETag and Last-Modified of an object, by HEAD. Raises S3Error."""
@@ -353,7 +362,7 @@ class TableClient:
         return f"{at.url}?{signed}"
 
     async def _open(self, request: _Request) -> UpstreamResponse:
-        slot = await self._host.slots.acquire()
+        slot = await self._host.slots.acquire(streamed=request.streamed)
         try:
             response = await self._exchange(request)
         except BaseException:

@@ -120,7 +120,7 @@ class Forwarder:
         HTTP cannot carry, InvalidRequest when Connection names a field of the signature.
         """
         url = b"%b://%b%b" % (route.scheme.encode(), route.netloc.encode("ascii"), _target(s3))
-        slot = await self._upstream.slots(route.netloc).acquire()
+        slot = await self._upstream.slots(route.netloc).acquire(streamed=s3.method == "GET")
         try:
             response = await self._exchange(s3, url)
         except BaseException:

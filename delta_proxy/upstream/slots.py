@@ -7,17 +7,20 @@ from twisted.internet.interfaces import IReactorTime
 
 from delta_proxy.s3.errors import SlowDown
 
+_STREAMED_SHARE = 3 / 4
+"""Of the places; slow readers can keep no more of them from everybody else."""
+
 
 class Slot:
-    """A place among the requests in flight; giving it back twice is harmless."""
+    """Places among the requests in flight; giving them back twice is harmless."""
 
-    def __init__(self, semaphore: DeferredSemaphore) -> None:
-        self._semaphore: DeferredSemaphore | None = semaphore
+    def __init__(self, *places: DeferredSemaphore) -> None:
+        self._places = places
 
     def release(self) -> None:
-        """Give the place to the next in the queue."""
-        semaphore, self._semaphore = self._semaphore, None
-        if semaphore is not None:
+        """Give the places to the next in the queue."""
+        places, self._places = self._places, ()
+        for semaphore in places:
             semaphore.release()
 
 
@@ -27,28 +30,42 @@ class Slots:
     def __init__(self, clock: IReactorTime, *, limit: int, queue: int, seconds: float) -> None:
         self._clock = clock
         self._semaphore = DeferredSemaphore(limit)
+        self._streams = DeferredSemaphore(max(1, int(limit * _STREAMED_SHARE)))
         self._queue = queue
         self._seconds = seconds
 
     @property
     def waiting(self) -> int:
         """How many wait for a place."""
-        return len(self._semaphore.waiting)
+        return len(self._semaphore.waiting) + len(self._streams.waiting)
 
     @property
     def in_flight(self) -> int:
         """How many places are taken."""
         return self._semaphore.limit - self._semaphore.tokens
 
-    async def acquire(self) -> Slot:
-        """A place. Raises SlowDown when too many wait already, or when none came free in time."""
-        if not self._semaphore.tokens and self.waiting >= self._queue:
+    async def acquire(self, *, streamed: bool = False) -> Slot:
+        """A place; `streamed` says that a client decides how long it is kept.
+
+        Raises SlowDown when too many wait already, or when none came free in time.
+        """
+        if not streamed:
+            return Slot(await self._place(self._semaphore))
+        stream = Slot(await self._place(self._streams))
+        try:
+            return Slot(await self._place(self._semaphore), self._streams)
+        except BaseException:
+            stream.release()
+            raise
+
+    async def _place(self, semaphore: DeferredSemaphore) -> DeferredSemaphore:
+        if not semaphore.tokens and len(semaphore.waiting) >= self._queue:
             raise SlowDown()
-        place = self._semaphore.acquire()
+        place = semaphore.acquire()
         if not place.called:
             place.addTimeout(self._seconds, self._clock)
         try:
             await place
         except TimeoutError:
             raise SlowDown() from None
-        return Slot(self._semaphore)
+        return semaphore
