@@ -229,7 +229,7 @@ class ProxyService(MultiService):
     def apply(self, config: Config) -> None:
         """Answer the requests that come from now on by this configuration."""
         tables = self._make_tables(config)
-        self.cache.replace_sources(_sources(tables))
+        self.cache = self.cache.successor(_sources(tables))
         self.metrics.set_tables(config.table_mapping)
         self._root.replace(self._services(config, tables))
         self._config = config

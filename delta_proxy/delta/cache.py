@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -110,6 +111,15 @@ class MetadataCache:
         kept.
         """
         self._tables = {alias: self._taken_over(alias, source) for alias, source in sources.items()}
+
+    def successor(self, sources: Mapping[str, TableSource]) -> MetadataCache:
+        """The cache of a reloaded configuration: tables that stay where they are are shared with this one.
+
+        This one goes on to answer for the tables it had, to requests that began under the old configuration.
+        """
+        made = copy(self)
+        made.replace_sources(sources)
+        return made
 
     def _taken_over(self, alias: str, source: TableSource) -> _Table:
         known = self._tables.get(alias)

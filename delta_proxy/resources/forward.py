@@ -166,6 +166,7 @@ class ForwardResource(S3Resource):
                 return self._handed_on(upstream)
             case Operation.LIST_OBJECTS | Operation.LIST_OBJECTS_V2:
                 upstream.discard()
+                self._describe(self.s3.param("prefix") or "", principal, request)
                 return await self._list(principal, access_key)
             case Operation.LIST_BUCKETS:
                 upstream.discard()
@@ -201,8 +202,13 @@ class ForwardResource(S3Resource):
         except NoSuchKey:
             raise NoSuchKey(fields={"Key": self.s3.key}) from None
         finally:
-            if request.note.place is not None:
-                own.describe(principal, request)
+            self._describe(self.s3.key, principal, request)
+
+    def _describe(self, key: str, principal: Principal, request: EdgeRequest) -> None:
+        """Tell the audit log which table the key of the store lies in."""
+        found = self._forwarding.tables.locate(self._route, self.s3.bucket, key)
+        if found is not None and request.note.place is not None:
+            ObjectResource(self.services, self._as_own("/".join(found))).describe(principal, request)
 
     def _as_own(self, key: str) -> S3Request:
         return attrs.evolve(self.s3, bucket=self.services.settings.addressing.bucket, key=key)

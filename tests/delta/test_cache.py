@@ -357,6 +357,19 @@ def test_a_reload_keeps_the_index_of_a_table_that_stays(bench: Bench) -> None:
         result_of(bench.cache.table("trades"))
 
 
+def test_requests_that_began_before_a_reload_keep_their_tables(bench: Bench) -> None:
+    index = result_of(bench.cache.table("trades"))
+    moved = bench.cache.successor({"trades": TableSource("elsewhere", ROOT, bench.log)})
+    emptied = bench.cache.successor({})
+    assert result_of(bench.cache.table("trades")) is index
+    assert bench.cache.at_hand("trades") is index
+    assert moved.at_hand("trades") is None
+    with pytest.raises(UnknownTable):
+        result_of(emptied.table("trades"))
+    same = bench.cache.successor({"trades": TableSource("here", ROOT, bench.log)})
+    assert same.at_hand("trades") is index
+
+
 def test_the_log_that_was_cleaned_up_under_an_index_takes_nothing_from_it(bench: Bench) -> None:
     path = write_table_with_history(bench.table)
     log = bench.table / "_delta_log"
