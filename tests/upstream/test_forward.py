@@ -25,6 +25,8 @@ TABLES = ForwardMap(
         "b": TableLocation("lake", "t/b", MINIO),
         "whole": TableLocation("own", "", MINIO),
         "aws": TableLocation("cloud", "t", StoreConfig()),
+        "gov": TableLocation("state", "t", StoreConfig(region="us-gov-west-1")),
+        "china": TableLocation("east", "t", StoreConfig(region="cn-north-1")),
         "tls": TableLocation("safe", "t", StoreConfig("https://store.test")),
     }
 )
@@ -84,6 +86,20 @@ def test_a_bucket_of_that_name_in_another_store_is_another_bucket() -> None:
     route = TABLES.route("store.test")
     assert route is not None
     assert TABLES.locate(route, "lake", "t/a/f") is None
+
+
+def test_a_bucket_of_that_name_in_another_partition_of_aws_may_be_anybody_s() -> None:
+    hosts = ["s3.eu-west-1.amazonaws.com", "s3.us-gov-east-1.amazonaws.com", "s3.cn-north-1.amazonaws.com.cn"]
+    owners = {"cloud": "aws", "state": "gov", "east": "china"}
+    found = []
+    for host in hosts:
+        route = TABLES.route(host)
+        assert route is not None
+        found.append([alias for bucket, alias in owners.items() if TABLES.locate(route, bucket, "t/f")])
+    assert found == [["aws"], ["gov"], ["china"]]
+    alone = ForwardMap({"aws": TABLES.tables["aws"]})
+    assert [alone.route(host) is None for host in hosts] == [False, True, True]
+    assert alone.route("s3-us-gov-west-1.amazonaws.com") is None
 
 
 class Response:
