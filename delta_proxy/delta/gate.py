@@ -33,7 +33,7 @@ from delta_proxy.delta.visibility import (
     WholeTable,
     shown_regions,
 )
-from delta_proxy.upstream.stores import has_dot_segments
+from delta_proxy.upstream.stores import leaves_root
 
 _log = Logger()
 
@@ -115,9 +115,9 @@ class Gate:
     async def judge(self, table: GrantedTable, path: str) -> Verdict:
         """What the path (relative to the table root) is for a principal with this grant. Raises S3Error.
 
-        A path with dot segments is nothing to anybody: it may be a path of another table to the store.
+        A path whose dot segments leave the table is nothing to anybody: to the store it may be another's.
         """
-        if has_dot_segments(path):
+        if leaves_root(path):
             return Absent()
         if table.grant.is_everything:
             return Served(_use_of(path))

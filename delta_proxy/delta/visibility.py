@@ -15,7 +15,7 @@ from delta_proxy.delta.segment import Entry
 from delta_proxy.delta.view_names import view_file
 from delta_proxy.delta.views import derived_etag, vector_key
 from delta_proxy.upstream.client import ListedObject
-from delta_proxy.upstream.stores import has_dot_segments
+from delta_proxy.upstream.stores import leaves_root
 
 _BEHIND_LOG: Final = LOG_DIRECTORY + "\U0010ffff"
 
@@ -50,7 +50,7 @@ class WholeTable:
 
     def shows(self, path: str) -> bool:
         """Every path is shown but those that no GET is for."""
-        return not has_dot_segments(path)
+        return not leaves_root(path)
 
     def etag(self, path: str, etag: str) -> str:
         """The store's."""
@@ -62,7 +62,7 @@ class WholeTable:
 
     def below(self, prefix: str) -> bool | None:
         """The store lists only prefixes that hold something, though it may be nothing that is shown."""
-        return None if has_dot_segments(prefix) else True
+        return None if leaves_root(prefix) else True
 
     def next_after(self, path: str, prefix: str) -> str | None:
         """Nothing is hidden, so the next path is the store's to tell."""

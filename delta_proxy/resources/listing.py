@@ -17,7 +17,7 @@ from delta_proxy.delta.visibility import Visibility
 from delta_proxy.s3.listing import ListQuery, delimited
 from delta_proxy.s3.xml import ListedKey, ListResult
 from delta_proxy.upstream.client import ListPage
-from delta_proxy.upstream.stores import has_dot_segments
+from delta_proxy.upstream.stores import leaves_root
 
 UPSTREAM_PAGE = 1000
 """Keys asked of the store at once: S3's own maximum."""
@@ -106,7 +106,7 @@ async def _table_entries(
         return
     prefix = query.prefix[len(root) :]
     # Nothing is shown below them, and a store over a file system would walk them out of the table.
-    if has_dot_segments(prefix.rpartition("/")[0]):
+    if leaves_root(prefix.rpartition("/")[0] + "/-"):
         return
     visibility = await table.visibility(prefix)
     scan = _Scan(table.store, visibility, prefix, query.delimiter)

@@ -23,6 +23,7 @@ from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import split_key
 from delta_proxy.s3.user_agents import RedirectRule, redirect_rule
 from delta_proxy.upstream.client import TableClient
+from delta_proxy.upstream.stores import has_dot_segments
 
 _SENT_ON = frozenset(
     {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "x-amz-checksum-mode"}
@@ -121,7 +122,7 @@ class ObjectResource(S3Resource):
         settings = self.services.settings
         if settings.get_mode is not GetMode.PRESIGNED_URL or served.use is not Use.DATA:
             return False
-        if self.s3.operation is not Operation.GET_OBJECT:
+        if self.s3.operation is not Operation.GET_OBJECT or has_dot_segments(self.s3.key):
             return False
         if settings.proxy_partial and "range" in self.s3.headers:
             return False

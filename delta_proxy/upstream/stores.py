@@ -17,12 +17,22 @@ _DOTS = frozenset({".", ".."})
 
 
 def has_dot_segments(path: str) -> bool:
-    """Whether a path has a "." or ".." segment.
-
-    To S3 these are names like any other. Stores over a file system walk them, so that a path below one table
-    leads into another, past its grant; and a client that follows a redirect normalises them.
+    """Whether a path has a "." or ".." segment: a name like any other to S3, but stores over a file system
+    walk it, and so do clients that follow a redirect.
     """
     return "." in path and not _DOTS.isdisjoint(path.split("/"))
+
+
+def leaves_root(path: str) -> bool:
+    """Whether a store that walks dot segments would be led to the table root or above it, past the grant."""
+    if not has_dot_segments(path):
+        return False
+    depth = 0
+    for segment in path.split("/"):
+        depth += -1 if segment == ".." else segment not in {"", "."}
+        if depth < 0:
+            return True
+    return depth == 0
 
 
 class AddressingStyle(Enum):
@@ -56,11 +66,11 @@ class TableLocation:
         return f"{self.prefix}/{path}" if self.prefix else path
 
     def object_key(self, path: str) -> str:
-        """`key` of an object. Raises NoSuchKey for a path that could lead elsewhere: one with dot segments,
-        and the empty key of a whole bucket, which every store takes for the bucket itself.
+        """`key` of an object. Raises NoSuchKey for a path that could lead elsewhere: one whose dot segments
+        leave the table, and the empty key of a whole bucket, which every store takes for the bucket itself.
         """
         key = self.key(path)
-        if not key or has_dot_segments(path):
+        if not key or leaves_root(path):
             raise NoSuchKey()
         return key
 

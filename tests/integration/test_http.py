@@ -39,8 +39,15 @@ ODD_KEYS = [
     "tilde~!*'().bin",
     "semi;colon:at@,$.bin",
 ]
-PATH_LIKE_KEYS = ["double//slash.bin", "..dots/.hidden", "/leading.bin"]
-DOT_SEGMENTS = ["dot/./here.bin", "up/../down.bin", "trailing/dot/."]
+PATH_LIKE_KEYS = [
+    "double//slash.bin",
+    "..dots/.hidden",
+    "/leading.bin",
+    "dot/./here.bin",
+    "up/../down.bin",
+    "trailing/dot/.",
+]
+ESCAPES = ["../down.bin", "up/../../down.bin", "up//../../down.bin", "./../down.bin"]
 
 
 def code_of(answer: Answer) -> str:
@@ -52,7 +59,7 @@ def code_of(answer: Answer) -> str:
 def odd(moto_store: Store, proxy_for: ProxyFor) -> Proxy:
     """An open table of keys with every kind of character, in the store that holds any key."""
     client = moto_store.boto3()
-    for key in ODD_KEYS + PATH_LIKE_KEYS + DOT_SEGMENTS:
+    for key in ODD_KEYS + PATH_LIKE_KEYS + ESCAPES:
         client.put_object(Bucket=BUCKET, Key=f"odd/{key}", Body=key.encode() + BODY)
     return proxy_for(moto_store, tableMapping={"odd": f"s3://{BUCKET}/odd"}, getMode="proxy")
 
@@ -88,8 +95,10 @@ def test_boto3_lists_and_gets_keys_with_any_character(odd: Proxy) -> None:
         assert client.get_object(Bucket=PROXY_BUCKET, Key=f"odd/{key}")["Body"].read() == key.encode() + BODY
 
 
-@pytest.mark.parametrize("key", DOT_SEGMENTS)
-def test_a_key_that_some_stores_walk_as_a_path_is_neither_served_nor_listed(odd: Proxy, key: str) -> None:
+@pytest.mark.parametrize("key", ESCAPES)
+def test_a_key_that_stores_may_walk_out_of_the_table_is_neither_served_nor_listed(
+    odd: Proxy, key: str
+) -> None:
     assert get(odd, f"odd/{key}").status == 404
     for query in ("", "&delimiter=%2F", "&delimiter=."):
         target = f"/{PROXY_BUCKET}?list-type=2&prefix={urllib.parse.quote('odd/' + key[:-1], safe='')}{query}"
