@@ -131,6 +131,8 @@ async def opened(config: Config, reactor: Any, now: Callable[[], datetime]) -> A
     """The tables of a configuration, for as long as the block runs."""
     pool = ThreadPool(1, _THREADS, name="admin")
     pool.start()
+    # At Ctrl-C the reactor stops in the middle of the block: the threads must not outlive it.
+    at_the_end = reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     connections = make_pool(reactor)
 
     def defer_to_pool(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
@@ -162,6 +164,7 @@ async def opened(config: Config, reactor: Any, now: Callable[[], datetime]) -> A
             )
         finally:
             await connections.closeCachedConnections()
+            reactor.removeSystemEventTrigger(at_the_end)
             pool.stop()
 
 

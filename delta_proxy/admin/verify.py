@@ -17,7 +17,7 @@ from delta_proxy.admin.desk import Desk, desk_command
 from delta_proxy.admin.output import Steps
 from delta_proxy.admin.people import Keys, find_person
 from delta_proxy.admin.readings import Files, Place, Rows, files_of, reason
-from delta_proxy.config import Config, LogView
+from delta_proxy.config import AuthMode, Config, LogView
 from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.stores import AddressingStyle, TableLocation
 
@@ -53,6 +53,10 @@ def verify(
     config, now = desk.config, desk.now()
     if alias not in config.table_mapping:
         raise click.ClickException(f"no table {alias} in tableMapping")
+    if config.default_auth_mode is AuthMode.FORWARD:
+        raise click.ClickException(
+            "defaultAuthMode is forward: only the store knows what its users sign with"
+        )
     person = find_person(config, desk.snapshot(), name, groups, now)
     if person.keys is None:
         raise click.ClickException(f"{person.principal.id} is disabled and can read nothing")

@@ -142,3 +142,14 @@ def test_a_configuration_that_is_not_there_is_one_line(plain: Cli) -> None:
 def test_names_are_not_taken_for_markup(cli: Cli) -> None:
     cli.ok("user", "add", "[red]alice[/red]")
     assert "[red]alice[/red]" in cli.ok("user", "list")
+
+
+def test_a_database_that_does_not_answer_is_one_line_without_its_password(plain: Cli) -> None:
+    plain.environ[VARIABLE] = generate_key()
+    plain.config |= {
+        "databaseEnabled": True,
+        "database": {"uri": "postgresql+psycopg://proxy:hunter22@127.0.0.1:1/x"},
+    }
+    line = plain.refused("user", "list")
+    assert line.startswith("the permissions database: ")
+    assert "hunter22" not in line

@@ -16,7 +16,7 @@ from delta_proxy.admin.output import Output
 from delta_proxy.admin.readings import Place
 from delta_proxy.admin.verify import Pair, Report
 
-from .conftest import NOW, one_file, write_table
+from .conftest import NOW, Cli, one_file, write_table
 
 LONDON = parse_filters([{"MIC": "XLON"}])
 
@@ -123,3 +123,27 @@ def test_a_table_of_which_nothing_is_granted_opens_and_is_empty(tmp_path: pathli
     edited(tmp_path / "seen", lambda action: "add" not in action)
     report = compared(tmp_path / "table", tmp_path / "seen", parse_filters([]))
     assert (report.differences, report.files, report.rows) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings_of_the_case", "line"),
+    [
+        ({"defaultAuthMode": "forward"}, "defaultAuthMode is forward"),
+        ({"logView": "passthrough"}, "logView is passthrough"),
+        ({}, "the table cannot be read directly"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    plain: Cli, monkeypatch: pytest.MonkeyPatch, settings_of_the_case: dict[str, Any], line: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-access-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
+    plain.config |= {"allowedPartitions": {"trades": [{"MIC": "XLON"}]}, **settings_of_the_case}
+    assert line in plain.refused("verify", "--table", "trades")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_disabled_user_is_one_line(cli: Cli) -> None:
+    cli.ok("user", "add", "alice")
+    cli.ok("user", "disable", "alice")
+    assert "alice is disabled" in cli.refused("verify", "--user", "alice", "--table", "trades")
