@@ -23,6 +23,7 @@ from delta_proxy.access.policy import Grant
 from delta_proxy.admin.errors import one_line, words
 from delta_proxy.config import Config, LogView
 from delta_proxy.delta.cache import MetadataCache
+from delta_proxy.delta.catalog import LogCatalog
 from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
 from delta_proxy.delta.index import FileKind, TableIndex
@@ -30,7 +31,7 @@ from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.segment import Bits
 from delta_proxy.delta.source import TableSource
-from delta_proxy.delta.views import LogViews
+from delta_proxy.delta.views import LogViews, TableViews
 from delta_proxy.upstream.agent import make_agent, make_pool
 from delta_proxy.upstream.client import TableClient, Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials
@@ -38,6 +39,7 @@ from delta_proxy.upstream.retry import Timeouts
 
 T = TypeVar("T")
 _THREADS = 4
+_CATALOG_SECONDS = 120
 
 
 class Unreadable(Exception):
@@ -110,7 +112,12 @@ class Tables:
         self.cache = MetadataCache(sources, clock=reactor, defer_to_pool=defer_to_pool, directory=directory)
         masks = GrantMasks()
         views = LogViews(
-            {},
+            {
+                alias: TableViews(
+                    source.identity, source.root, self.clients[alias], LogCatalog(reactor, _CATALOG_SECONDS)
+                )
+                for alias, source in sources.items()
+            },
             cache=self.cache,
             disk=DiskCache(directory, limit_bytes=0, defer_to_pool=defer_to_pool, clock=reactor),
             memory=MemoryCache(0),
