@@ -240,7 +240,7 @@ def _default_interface(config: Config) -> str:
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """The whole configuration; DESIGN's table of keys says what each means, in snake_case here."""
+    """The whole configuration; the README's table of keys says what each means, in snake_case here."""
 
     table_mapping: Mapping[str, TableLocation]
     cache: CacheConfig

@@ -118,7 +118,7 @@ class ObjectResource(S3Resource):
         return Stored(planned, viewed.content, self.services)
 
     def _redirects(self, served: Served) -> bool:
-        """Never for HEAD, log files or deletion vectors, nor for a client that cannot follow (FACTS: 307)."""
+        """Never for HEAD, log files or deletion vectors, nor for a client that cannot follow."""
         settings = self.services.settings
         if settings.get_mode is not GetMode.PRESIGNED_URL or served.use is not Use.DATA:
             return False
