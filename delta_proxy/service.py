@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import pathlib
 import random
@@ -149,6 +150,7 @@ class ProxyService(MultiService):
             self._audit.start()
         super().startService()
         self._reactor.callWhenRunning(self._take_over_signals)
+        self._reactor.callWhenRunning(_spare_collections)
         say_what_is_open(self._config)
         for work in (self.disk.start(), self._identity.start(), self._check_at_start()):
             Deferred.fromCoroutine(work).addErrback(_log_unexpected)
@@ -500,6 +502,12 @@ def say_what_is_open(config: Config) -> None:
 def _identity(client: TableClient) -> str:
     """What tells a table from every other: the store and the place in it."""
     return f"{client.location.store.endpoint or 'aws'} {client.location.uri}"
+
+
+def _spare_collections() -> None:
+    """What start-up made lives on: a full garbage collection that looks at it all stalls the reactor."""
+    gc.collect()
+    gc.freeze()
 
 
 def _log_unexpected(failure: Failure) -> None:
