@@ -157,8 +157,8 @@ class MetadataCache:
         return await self._table(alias).refreshed(min_interval)
 
     async def as_of(self, alias: str, moment: float) -> TableIndex:
-        """The index with its history, as of a listing of the log that began at the moment (by the clock) or
-        later: a table that had replaced another by then is not taken for it. Raises as `table` does.
+        """The index with its history, as of a listing of the log that began after the moment (by the clock):
+        a table that had replaced another by then is not taken for it. Raises as `table` does.
         """
         return await self._table(alias).as_of(moment)
 
@@ -253,9 +253,9 @@ class _Table:
         return await self._listing_to_come(min_interval).wait()
 
     async def as_of(self, moment: float) -> TableIndex:
-        """The index with the history, as of a listing that began at the moment or later."""
+        """The index with the history, as of a listing that began after the moment."""
         index = await self.complete()
-        if self._known_since >= moment:
+        if self._known_since > moment:
             return index
         await self._listing_to_come(_REFRESH_SECONDS).wait()
         return await self.complete()
