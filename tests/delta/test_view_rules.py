@@ -1,0 +1,271 @@
+"""Nothing hidden can be fetched through the resource tree, and each rule that sees to it is needed.
+
+A rule is removed from the source, the proxy built of what is left, and the crawler must find something.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Iterator
+
+import orjson
+import pytest
+
+from delta_proxy.config import GetMode
+from tests import altered
+from tests.leaky import MARK, VECTORS, findings, leaky_table
+from tests.memory import MemoryProxy, Parts
+
+from .tables import grant
+
+GRANT = grant({"p": "green"})
+
+
+def proxy(folder: pathlib.Path, parts: Parts | None = None, get_mode: GetMode = GetMode.PROXY) -> MemoryProxy:
+    """A proxy over the table with markers, which grants one partition of it."""
+    made = MemoryProxy(folder / "cache", {"t": GRANT, "none": grant()}, parts=parts, get_mode=get_mode)
+    for path, body in leaky_table().items():
+        made.store.put(f"t/{path}", body)
+        made.store.put(f"none/{path}", body)
+    return made
+
+
+def wrong(folder: pathlib.Path, parts: Parts | None, get_mode: GetMode, *, thorough: bool) -> Iterator[str]:
+    """All that is wrong with what such a proxy gives."""
+    for number, check in enumerate((_vectors, _nothing, _closed, _replaced, _overwritten)):
+        yield from check(proxy(folder / str(number), parts, get_mode))
+    made = proxy(folder / "crawled", parts, get_mode)
+    yield from findings(made.request, "t", thorough=thorough)
+
+
+def _vectors(made: MemoryProxy) -> Iterator[str]:
+    whole, shown = leaky_table()[VECTORS], made.get(f"t/{VECTORS}").body
+    if shown != whole[:25] + bytes(len(whole) - 25):
+        yield "a deletion vector file shows other bytes than those of the granted vector"
+
+
+def _nothing(made: MemoryProxy) -> Iterator[str]:
+    """A grant of nothing sees the log, emptied, and nothing else."""
+    if any("_delta_log" not in key for key in made.list("none/")):
+        yield "to a grant of nothing something is listed"
+    for path in leaky_table():
+        if "_delta_log" not in path and made.get(f"none/{path}").status not in {403, 404}:
+            yield f"to a grant of nothing {path} is served"
+    commit = f"_delta_log/{0:020d}.json"
+    if made.get(f"none/{commit}").headers["etag"] == made.get(f"t/{commit}").headers["etag"]:
+        yield "two contents have one ETag"
+
+
+def _closed(made: MemoryProxy) -> Iterator[str]:
+    """From the commit on that needs an unknown feature, or partitions the table otherwise, it is closed."""
+    protocol = {
+        "minReaderVersion": 3,
+        "minWriterVersion": 7,
+        "readerFeatures": ["x"],
+        "writerFeatures": ["x"],
+    }
+    made.store.put(f"t/_delta_log/{5:020d}.json", orjson.dumps({"protocol": protocol}))
+    if made.get(f"t/_delta_log/{5:020d}.json").decision != "unknown_feature":
+        yield "a commit with an unknown feature is not refused"
+    for path in (f"_delta_log/{0:020d}.json", "_delta_log/_last_checkpoint", "p=green/a.parquet"):
+        if made.get(f"t/{path}").decision != "unknown_feature":
+            yield f"of a table with an unknown feature {path} is not refused"
+    if made.request("GET", "/datalake?list-type=2&prefix=t/_delta_log/").decision != "unknown_feature":
+        yield "a table with an unknown feature is listed"
+
+
+def _replaced(made: MemoryProxy) -> Iterator[str]:
+    """A table that takes the place of another is judged by its own columns, at once."""
+    made.get("t/p=green/a.parquet")
+    for key in [key for key in made.store.objects if key.startswith("t/")]:
+        del made.store.objects[key]
+    table = leaky_table()
+    commit = table[f"_delta_log/{0:020d}.json"].replace(b'"p"', b'"q"').replace(b'\\"p\\"', b'\\"q\\"')
+    made.store.put(f"t/_delta_log/{0:020d}.json", commit)
+    made.store.put(f"t/_delta_log/{1:020d}.json", table[f"_delta_log/{1:020d}.json"])
+    made.request("GET", "/datalake?list-type=2&prefix=t/_delta_log/")
+    answer = made.get(f"t/_delta_log/{1:020d}.json")
+    if answer.status == 200 and b"green" in answer.body:
+        yield "a commit is judged by the columns of another table"
+
+
+def _overwritten(made: MemoryProxy) -> Iterator[str]:
+    """What was put in the place of a listed file is not served under the ETag of that."""
+    key = f"t/_delta_log/{0:020d}.json"
+    listed = made.list(key)[key][1]
+    made.store.put(
+        key, leaky_table()[f"_delta_log/{0:020d}.json"].replace(b"1700000000000", b"1700000000001")
+    )
+    if made.get(key).headers.get("etag") == listed or made.get(key).status != 200:
+        yield "a file has the ETag of another"
+
+
+@pytest.mark.parametrize("get_mode", GetMode)
+def test_whatever_can_be_fetched_holds_nothing_hidden(tmp_path: pathlib.Path, get_mode: GetMode) -> None:
+    assert list(wrong(tmp_path, None, get_mode, thorough=True)) == []
+
+
+RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
+    "gate: only an unrestricted principal gets the table as it is": (
+        "delta.gate",
+        (
+            "        if table.grant.is_everything:\n            return Served",
+            "        if True:\n            return Served",
+        ),
+    ),
+    "gate: a path the log does not name is absent": (
+        "delta.gate",
+        (
+            "        if not entries:\n            return Absent()",
+            "        if not entries:\n            return Served(Use.DATA)",
+        ),
+    ),
+    "gate: a path the log names and the grant does not open is denied": (
+        "delta.gate",
+        ("        if isinstance(decision, Denied):\n", "        if False:\n"),
+    ),
+    "gate: deletion vectors are masked": (
+        "delta.gate",
+        ("Served(Use.DATA) if shown is None else Served(Use.DELETION_VECTOR, shown)", "Served(Use.DATA)"),
+    ),
+    "view_names: a log file of another kind does not exist": (
+        "delta.view_names",
+        ("return file if shown and name.isprintable() else None", "return file"),
+    ),
+    "gate: a restricted principal gets the view of a log file": (
+        "delta.gate",
+        ("served.use is Use.LOG and restricted and self._filtered", "False"),
+    ),
+    "gate: a listing is filtered": (
+        "delta.gate",
+        (
+            "        if table.grant.is_everything:\n            return WholeTable()",
+            "        if True:\n            return WholeTable()",
+        ),
+    ),
+    "masks: an unknown feature closes the table": (
+        "delta.masks",
+        (
+            "    if index.metadata.unknown_features:\n        return Reason",
+            "    if False:\n        return Reason",
+        ),
+    ),
+    "masks: an unknown feature closes the data files": (
+        "delta.masks",
+        (
+            "    if index.metadata.unknown_features:\n        return _CLOSED",
+            "    if False:\n        return _CLOSED",
+        ),
+    ),
+    "views: an ETag is the view's own": ("delta.views", ("\\n{etag}\\n{view}", "\\n{etag}")),
+    "views: views are kept apart": (
+        "delta.views",
+        ("key = await self._key_of(alias, grant, file, now)", 'key = "one for all"'),
+    ),
+    "views: what is downloaded is what was asked for": (
+        "delta.views",
+        (".etag != stat.etag:", ".etag == '':"),
+    ),
+    "views: an index older than the file does not judge it": (
+        "delta.views",
+        ("await self._cache.as_of(alias, learned_at)", "await self._cache.complete(alias)"),
+    ),
+    "views: a sidecar that no checkpoint names is absent": (
+        "delta.views",
+        (
+            "        if slot not in self._sidecars:\n            raise NoSuchKey()",
+            "        if slot not in self._sidecars:\n            return ()",
+        ),
+    ),
+    "views: a sidecar that no checkpoint names is not listed": (
+        "delta.views",
+        ("sidecar and not await self._is_named(table, file)", "False"),
+    ),
+    "views: the hint is rewritten": (
+        "delta.views",
+        ("last_checkpoint.rewrite(found.body, names)", "found.body"),
+    ),
+    "views: deletion vectors are zeroed": (
+        "delta.views",
+        ("deletion_vectors.mask(chunk, position, shown)", "chunk"),
+    ),
+    "views: checkpoints are rewritten": (
+        "delta.views",
+        (
+            "        checkpoints.rewrite(source, target, questions())\n",
+            "        target.write_bytes(source.read_bytes())\n",
+        ),
+    ),
+    "visibility: of the log the files of the view are listed": (
+        "delta.visibility",
+        (
+            "path.startswith(LOG_DIRECTORY) and view_file(path[len(LOG_DIRECTORY) :]) is not None",
+            "path.startswith(LOG_DIRECTORY)",
+        ),
+    ),
+    "visibility: of the data the granted files are listed": (
+        "delta.visibility",
+        ("return self.mask.allows(self.mask.index.lookup(path))", "return True"),
+    ),
+    "visibility: log files are listed under the ETags of the view": (
+        "delta.visibility",
+        ("return derived_etag(etag, self.key)", "return etag"),
+    ),
+    "visibility: deletion vectors are listed under the ETags of what is shown": (
+        "delta.visibility",
+        ("return etag if shown is None else derived_etag(etag, vector_key(shown))", "return etag"),
+    ),
+    "visibility: a common prefix of hidden files is hidden": (
+        "delta.visibility",
+        ("return None if maybe else False", "return True"),
+    ),
+    "visibility: denied vectors are not shown": (
+        "delta.visibility",
+        ("for entry in vectors if mask.allows_vector(entry)]", "for entry in vectors]"),
+        ("return regions(granted, denied)", "return regions(granted, [])"),
+    ),
+    "view_history: what a path had later counts for old versions": (
+        "delta.view_history",
+        ("return mask.allows(entries) if entries else None", "return True if entries else None"),
+    ),
+    "view_history: what a path had later counts in checkpoints": (
+        "delta.view_history",
+        (
+            "np.invert(pc.is_in(paths, denied).to_numpy(zero_copy_only=False))",
+            "np.ones(len(paths), np.bool_)",
+        ),
+    ),
+    "view_history: the grant decides about values": (
+        "delta.view_history",
+        ("isinstance(decide(grant, partition, now), Allowed)", "True"),
+    ),
+    "listing: what is not shown is not listed": (
+        "resources.listing",
+        (" and self.visibility.shows(entry.key)", ""),
+    ),
+    "listing: what is not served is not listed": (
+        "resources.listing",
+        ("name_of(entry) not in unserved and ", ""),
+    ),
+    "listing: a common prefix with nothing below is not listed": (
+        "resources.listing",
+        ("_comes_after(entry, after) and await self._shows_below(entry)", "_comes_after(entry, after)"),
+    ),
+    "listing: keys have the ETag that GET gives": (
+        "resources.listing",
+        ("attrs.evolve(entry, etag=self.visibility.etag(entry.key, entry.etag))", "entry"),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_the_rule_something_is_wrong(tmp_path: pathlib.Path, rule: str) -> None:
+    module, *changes = RULES[rule]
+    parts = altered.parts(module, *changes)
+    modes = (wrong(tmp_path / mode.value, parts, mode, thorough=False) for mode in GetMode)
+    assert next(itertools.chain(*modes), None) is not None
+
+
+def test_the_marker_is_in_every_kind_of_file() -> None:
+    assert sum(MARK.encode() in body for body in leaky_table().values()) > 20
