@@ -22,6 +22,7 @@ _SCHEMA: Final = pa.schema(
             pa.struct(
                 [
                     ("id", pa.string()),
+                    ("format", pa.struct([("provider", pa.string()), ("options", _VALUES)])),
                     ("schemaString", pa.string()),
                     ("partitionColumns", pa.list_(pa.string())),
                     ("configuration", _VALUES),
@@ -91,9 +92,9 @@ def write_checkpoint(log: Path, version: int, files: int, batch: int = 50_000) -
     """A classic checkpoint of `files` live files, with statistics, written in bounded memory."""
     log.mkdir(parents=True, exist_ok=True)
     target = log / f"{version:020d}.checkpoint.parquet"
-    header = {"metaData": metadata(), "protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}
+    header = [{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}, {"metaData": metadata()}]
     with pq.ParquetWriter(target, _SCHEMA, compression="snappy") as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist([header], schema=_SCHEMA))
+        writer.write_batch(pa.RecordBatch.from_pylist(header, schema=_SCHEMA))
         for start in range(0, files, batch):
             writer.write_batch(_adds(range(start, min(start + batch, files))))
     return target
