@@ -91,6 +91,11 @@ class OpenFile:
         self._file = file
         self.size = os.fstat(file.fileno()).st_size
 
+    @property
+    def path(self) -> Path:
+        """A path of the open file that holds until it is closed, evicted or not (Linux, proc(5))."""
+        return Path(f"/proc/self/fd/{self._file.fileno()}")
+
     def read_at(self, first: int, length: int) -> bytes:
         """At most `length` bytes from offset `first` on; fewer, or none, at the end. Raises OSError."""
         return os.pread(self._file.fileno(), length, first)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import DeferToPool, MetadataCache
 from delta_proxy.delta.catalog import CatalogedStore, LogCatalog
 from delta_proxy.delta.deletion_vectors import Region
-from delta_proxy.delta.disk_cache import CachedFile, DiskCache, Make, MemoryCache, OpenFile
+from delta_proxy.delta.disk_cache import DiskCache, Make, MemoryCache, OpenFile
 from delta_proxy.delta.index import TableIndex, TupleTable
 from delta_proxy.delta.masks import GrantMask, GrantMasks, closed
 from delta_proxy.delta.paths import LOG_DIRECTORY, LogFile, LogKind, TableRoot
@@ -192,8 +192,8 @@ class LogViews:
         stat = await table.store.stat(path)
 
         async def make(target: Path) -> None:
-            original = await self._raw(table, path, stat)
-            await self._defer_to_pool(_write_masked, original.path, target, shown)
+            async with self._raw(table, path, stat) as original:
+                await self._defer_to_pool(_write_masked, original, target, shown)
 
         with _translated(table, path):
             content = await self._content(f"{table.identity} {path} {stat.etag} {key}", make, "view")
@@ -258,23 +258,28 @@ class LogViews:
 
         return f"{table.identity} {path} {stat.etag}", make
 
-    async def _raw(self, table: TableViews, path: str, stat: ObjectStat) -> CachedFile:
-        """The original on disk."""
+    @asynccontextmanager
+    async def _raw(self, table: TableViews, path: str, stat: ObjectStat) -> AsyncIterator[Path]:
+        """The original, open, so that it stays readable when it is evicted meanwhile."""
         key, make = self._download(table, path, stat)
-        return await self._disk.get(key, make, kind="log")
+        original = await self._disk.open(key, make, kind="log")
+        try:
+            yield original.path
+        finally:
+            self._defer_to_pool(original.close)
 
     async def _rewrite(  # noqa: PLR0917 - what a file of a view is made of
         self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime, target: Path
     ) -> None:
-        original = await self._raw(self._tables[alias], file.path, stat)
         index = await self._index_with(alias, file)
-        try:
-            questions = await self._questions(alias, index, grant, file, now)
-            await self._defer_to_pool(_write_view, original.path, target, file, questions)
-        except StaleIndex:
-            await self._cache.refreshed(alias)
-            questions = await self._questions(alias, await self._cache.complete(alias), grant, file, now)
-            await self._defer_to_pool(_write_view, original.path, target, file, questions)
+        async with self._raw(self._tables[alias], file.path, stat) as original:
+            try:
+                questions = await self._questions(alias, index, grant, file, now)
+                await self._defer_to_pool(_write_view, original, target, file, questions)
+            except StaleIndex:
+                await self._cache.refreshed(alias)
+                questions = await self._questions(alias, await self._cache.complete(alias), grant, file, now)
+                await self._defer_to_pool(_write_view, original, target, file, questions)
 
     async def _questions(
         self, alias: str, index: TableIndex, grant: Grant, file: LogFile, now: datetime
@@ -347,9 +352,9 @@ class LogViews:
             known = (table.identity, name, stat.etag)
             if known in self._manifests:
                 continue
-            manifest = await self._raw(table, path, stat)
             columns: Columns
-            columns, sidecars = await self._defer_to_pool(_read_manifest, manifest.path, name, table.root)
+            async with self._raw(table, path, stat) as manifest:
+                columns, sidecars = await self._defer_to_pool(_read_manifest, manifest, name, table.root)
             for sidecar in sidecars:
                 _remember(self._sidecars, (table.identity, f"_sidecars/{sidecar}"), columns)
             _remember(self._manifests, known, None)

@@ -100,6 +100,8 @@ class ObjectResource(S3Resource):
             return await self.services.gate.content(table, served, path)
         except RefusedView as refused:
             raise self._refusal(Refused(refused.reason), request) from None
+        except NoSuchKey:
+            raise self._refusal(Absent(), request) from None
 
     def _stored(self, viewed: ViewedFile) -> Stored:
         """The local copy, answered as S3 would: range, conditions and overrides are held against the view."""

@@ -1,0 +1,170 @@
+"""What a key is for a principal, row by row of the table in the design, and what its files look like."""
+
+from __future__ import annotations
+
+import pathlib
+
+import orjson
+import pytest
+
+from delta_proxy.config import GetMode
+from tests.leaky import FORBIDDEN, SERVED, VECTORS, leaky_table
+from tests.memory import MemoryProxy
+
+from .tables import PROTOCOL, Line, add, grant, metadata
+
+COMMIT = f"t/_delta_log/{0:020d}.json"
+GREEN = grant({"p": "green"})
+
+
+def put(made: MemoryProxy, version: int, *lines: Line, alias: str = "t") -> None:
+    """A commit in the store; version 0 begins with protocol and metaData."""
+    whole = [PROTOCOL, metadata("p"), *lines] if version == 0 else lines
+    body = b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in whole)
+    made.store.put(f"{alias}/_delta_log/{version:020d}.json", body)
+
+
+@pytest.fixture
+def leaky(tmp_path: pathlib.Path) -> MemoryProxy:
+    """A restricted and an open alias over the table with markers."""
+    made = MemoryProxy(tmp_path / "cache", {"t": GREEN, "open": None})
+    for path, body in leaky_table().items():
+        made.store.put(f"t/{path}", body)
+        made.store.put(f"open/{path}", body)
+    return made
+
+
+@pytest.fixture
+def small(tmp_path: pathlib.Path) -> MemoryProxy:
+    """A table with a granted and a denied file."""
+    made = MemoryProxy(tmp_path / "cache", {"t": GREEN})
+    put(made, 0, add("a", p="green"), add("b", p="red"))
+    for path in ("a", "b", "stray"):
+        made.store.put(f"t/{path}", path.encode())
+    return made
+
+
+@pytest.mark.parametrize("path", sorted(leaky_table()))
+def test_a_restricted_principal_is_served_what_the_table_of_the_design_says(
+    leaky: MemoryProxy, path: str
+) -> None:
+    answer = leaky.get(f"t/{path}")
+    expected = 200 if path in SERVED else 403 if path in FORBIDDEN else 404
+    assert (answer.status, answer.decision) == (
+        expected,
+        {200: "allowed", 403: "not_granted", 404: "absent"}[expected],
+    )
+
+
+@pytest.mark.parametrize("path", sorted(leaky_table()))
+def test_an_unrestricted_principal_gets_the_table_as_it_is(leaky: MemoryProxy, path: str) -> None:
+    assert leaky.get(f"open/{path}").body == leaky_table()[path]
+
+
+@pytest.mark.parametrize("path", sorted(path for path in SERVED if "_delta_log" in path or path == VECTORS))
+def test_head_get_list_ranges_and_conditions_tell_of_one_object(leaky: MemoryProxy, path: str) -> None:
+    key = f"t/{path}"
+    size, etag = leaky.list(key)[key]
+    got, head = leaky.get(key), leaky.head(key)
+    assert (len(got.body), got.headers["etag"]) == (size, etag)
+    assert (int(head.headers["content-length"]), head.headers["etag"]) == (size, etag)
+    assert len(leaky_table()[path]) == size
+    original = leaky.get(f"open/{path}").headers["etag"]
+    assert original != etag
+    assert leaky.get(key, {"If-Match": etag}).status == 200
+    assert leaky.get(key, {"If-Match": original}).status == 412
+    assert leaky.get(key, {"If-None-Match": etag}).status == 304
+    assert leaky.get(key, {"If-None-Match": original}).status == 200
+    assert leaky.get(key, {"Range": "bytes=2-9"}).body == got.body[2:10]
+    assert leaky.get(key, {"Range": "bytes=2-9", "If-Range": etag}).status == 206
+    assert leaky.get(key, {"Range": "bytes=2-9", "If-Range": original}).status == 200
+    assert leaky.get(key, {"Range": f"bytes={size}-"}).status == 416
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"not JSON", "unreadable_log"),
+        ({"protocol": {"minReaderVersion": 3, "readerFeatures": ["unheard-of"]}}, "unknown_feature"),
+        (metadata("q"), "not_a_partition_column"),
+        (metadata(), "not_a_partition_column"),
+    ],
+)
+def test_a_table_that_cannot_be_judged_is_refused_with_the_reason(
+    small: MemoryProxy, line: Line, reason: str
+) -> None:
+    put(small, 0, line) if line == b"not JSON" else put(small, 1, line)
+    small.get("t/unknown")
+    for answer in (small.get(COMMIT), small.request("GET", "/datalake?list-type=2&prefix=t/_delta_log/")):
+        assert (answer.status, answer.decision) == (403, reason)
+    assert small.get("t/a").status in {200, 403}
+    assert small.get("t/b").status == 403
+
+
+def test_a_file_whose_partition_value_is_missing_is_denied_and_not_in_the_view(small: MemoryProxy) -> None:
+    put(small, 1, add("c"))
+    assert small.get("t/c").decision == "missing_value"
+    assert b'"c"' not in small.get(f"t/_delta_log/{1:020d}.json").body
+
+
+def test_a_denied_file_stays_denied_when_it_is_added_again_as_granted(small: MemoryProxy) -> None:
+    put(small, 1, add("b", p="green"))
+    assert small.get("t/b").status == 403
+    assert b'"b"' not in small.get(f"t/_delta_log/{1:020d}.json").body
+
+
+def test_a_view_forgets_a_file_that_a_later_version_takes_back_and_changes_its_etag(
+    small: MemoryProxy,
+) -> None:
+    before = small.get(COMMIT)
+    put(small, 1, add("a", p="red"))
+    small.clock.advance(1)
+    small.list("t/")
+    after = small.get(COMMIT)
+    assert b'"a"' in before.body
+    assert b'"a"' not in after.body
+    assert before.headers["etag"] != after.headers["etag"]
+    assert small.get("t/a").status == 403
+
+
+def test_a_commit_of_denied_files_changes_no_etag(small: MemoryProxy) -> None:
+    before = small.get(COMMIT).headers["etag"]
+    put(small, 1, add("c", p="red"))
+    small.list("t/")
+    assert small.get(COMMIT).headers["etag"] == before
+
+
+def test_a_commit_that_lands_between_list_and_get_is_served(small: MemoryProxy) -> None:
+    small.list("t/")
+    put(small, 1, add("c", p="green"))
+    assert b'"c"' in small.get(f"t/_delta_log/{1:020d}.json").body
+
+
+def test_a_view_is_made_once_and_found_again_after_a_restart(tmp_path: pathlib.Path) -> None:
+    first = MemoryProxy(tmp_path / "cache", {"t": GREEN})
+    put(first, 0, add("a", p="green"))
+    body = first.get(COMMIT).body
+    reads = len([each for each in first.store.requests if each.method == "GET" and each.key])
+    first.get(COMMIT)
+    again = MemoryProxy(tmp_path / "cache", {"t": GREEN}, store=first.store)
+    assert again.get(COMMIT).body == body
+    assert len([each for each in again.store.requests if each.method == "GET" and each.key]) == reads
+
+
+def test_a_table_in_the_place_of_another_is_seen_at_once(small: MemoryProxy) -> None:
+    small.get(COMMIT)
+    small.clock.advance(1)
+    lines = (PROTOCOL, metadata("p", identity="another"), add("new", p="green"))
+    small.store.put(COMMIT, b"\n".join(map(orjson.dumps, lines)))
+    small.list("t/_delta_log/")
+    assert b'"new"' in small.get(COMMIT).body
+    assert small.get("t/a").status == 404
+
+
+@pytest.mark.parametrize("use", ["log", "vector"])
+def test_log_files_and_deletion_vectors_are_never_redirected(tmp_path: pathlib.Path, use: str) -> None:
+    made = MemoryProxy(tmp_path / "cache", {"t": GREEN}, get_mode=GetMode.PRESIGNED_URL)
+    for path, body in leaky_table().items():
+        made.store.put(f"t/{path}", body)
+    assert made.get(COMMIT if use == "log" else f"t/{VECTORS}").status == 200
+    assert made.get("t/p=green/a.parquet").status == 307
