@@ -21,7 +21,7 @@ from delta_proxy.s3.errors import AccessDenied, NoSuchKey, NotImplementedByProxy
 from delta_proxy.s3.headers import Headers
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import split_key
-from delta_proxy.s3.user_agents import RedirectRule, redirect_rule
+from delta_proxy.s3.user_agents import FOR_THE_HELPER, HELPER_HEADER, RedirectRule, redirect_rule
 from delta_proxy.upstream.client import TableClient
 from delta_proxy.upstream.stores import has_dot_segments
 
@@ -135,15 +135,18 @@ class ObjectResource(S3Resource):
         return principal.auth is AuthKind.SESSION and _SESSION_TOKEN in self.s3.headers
 
     def _rule(self) -> RedirectRule:
+        if HELPER_HEADER in self.s3.headers:
+            return FOR_THE_HELPER
         return redirect_rule(self.s3.headers.get("user-agent") or "", self.services.settings.never_redirect)
 
     async def _redirect(self, client: TableClient, path: str) -> Answer:
-        """307 to a URL presigned for exactly this object, with the client's own `x-amz-*` fields signed."""
-        dropped = frozenset() if self._rule().resends_token else frozenset({_SESSION_TOKEN})
+        """307 to a URL for exactly this object, presigned with the `x-amz-*` fields that come again."""
+        rule = self._rule()
+        dropped = frozenset() if rule.resends_token else frozenset({_SESSION_TOKEN})
         signed = tuple(
             (name, value)
             for name, value in self.s3.headers.items
-            if name.startswith(_PRESIGN_PREFIX) and name not in dropped
+            if rule.resends_fields and name.startswith(_PRESIGN_PREFIX) and name not in dropped
         )
         url = await client.presign(
             path,

@@ -31,6 +31,12 @@ NEVER_REDIRECT: Final[tuple[str, ...]] = (
 )
 """Patterns of fnmatchcase, the default of the configuration key neverRedirect."""
 
+HELPER_HEADER: Final = "x-delta-proxy-helper"
+"""The request field by which the local helper says that it follows, whatever client it speaks for.
+
+Not an `x-amz-*` name: those must be signed, and the helper passes on what the client signed.
+"""
+
 _DROPS_TOKEN: Final = ("aws-sdk-go-v2/", "rclone/")
 
 
@@ -40,11 +46,16 @@ class RedirectRule:
 
     `follows`: a 307 may be sent. `resends_token`: the client repeats its x-amz-security-token to the new
     host, so that the header belongs in SignedHeaders; the others drop it, and no store could verify a
-    signature over it.
+    signature over it. `resends_fields`: the same of all its x-amz-* fields.
     """
 
     follows: bool
     resends_token: bool
+    resends_fields: bool = True
+
+
+FOR_THE_HELPER: Final = RedirectRule(follows=True, resends_token=False, resends_fields=False)
+"""The local helper follows with a range and conditions only, so that nothing but the host may be signed."""
 
 
 @lru_cache(maxsize=1024)

@@ -76,6 +76,16 @@ def make_pool(reactor: object, *, connections: int = 256) -> HTTPConnectionPool:
     return pool
 
 
+def make_endpoints(
+    reactor: object, *, timeouts: Timeouts | None = None, policy: IPolicyForHTTPS | None = None
+) -> IAgentEndpointFactory:
+    """Where an agent's connections go; they are aborted when their reading is stopped. TLS by the platform's
+    trust roots unless a policy is given.
+    """
+    trust = policy or BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
+    return _Endpoints(reactor, trust, (timeouts or Timeouts()).connect)
+
+
 def make_agent(
     reactor: object,
     pool: HTTPConnectionPool,
@@ -84,7 +94,6 @@ def make_agent(
     policy: IPolicyForHTTPS | None = None,
 ) -> IAgent:
     """An agent over that pool; TLS by the platform's trust roots unless a policy is given."""
-    trust = policy or BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
-    endpoints = _Endpoints(reactor, trust, (timeouts or Timeouts()).connect)
+    endpoints = make_endpoints(reactor, timeouts=timeouts, policy=policy)
     agent: IAgent = Agent.usingEndpointFactory(reactor, endpoints, pool)  # type: ignore[no-untyped-call]
     return agent
