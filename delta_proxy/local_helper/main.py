@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogBeginner
@@ -104,7 +104,7 @@ class LocalHelper:
         """Take no more, let what is in flight end for ten seconds, then end it."""
         self.site.stop_accepting()
         if self._port is not None:
-            await self._port.stopListening()
+            await maybeDeferred(self._port.stopListening)
         await self.site.drained(_DRAIN_SECONDS)
         await self._kept.closeCachedConnections()
         self._threads.stop()

@@ -194,7 +194,7 @@ class HelperChannel(S3Channel):
         request.established()
         self.inside = inside
         held = self._take_held()
-        self.transport.startTLS(context, False)
+        self.transport.startTLS(context)
         self._await_request()
         if held:
             self.transport.protocol.dataReceived(held)

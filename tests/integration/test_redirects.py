@@ -94,6 +94,36 @@ def test_the_clients_own_fields_are_signed_into_the_url(redirecting: Proxy, gate
     assert fetched(answer.headers["location"], fields)[0] == 200
 
 
+@pytest.mark.parametrize("agent", STREAMED)
+def test_the_local_helper_is_sent_to_a_url_that_needs_no_field_whatever_client_it_speaks_for(
+    redirecting: Proxy, gateway_store: Store, agent: str
+) -> None:
+    path = keys_of(gateway_store, "XLON")[0]
+    announced = {"User-Agent": agent, "x-delta-proxy-helper": "1"}
+    signed = {
+        "x-amz-date": "20260101T000000Z",
+        "x-amz-security-token": "token",
+        "x-amz-checksum-mode": "ENABLED",
+    }
+    answer = get(redirecting, f"{TRADES}/{path}", announced | signed)
+    assert answer.status == 307
+    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(answer.headers["location"]).query))
+    assert query["X-Amz-SignedHeaders"] == "host"
+    assert fetched(answer.headers["location"]) == (200, body_of(gateway_store, path))
+
+
+def test_the_local_helper_gets_no_other_answer_where_nobody_is_redirected(
+    redirecting: Proxy, gateway_store: Store, proxy_for: ProxyFor
+) -> None:
+    announced = {"x-delta-proxy-helper": "1"}
+    path = keys_of(gateway_store, "XLON")[0]
+    assert head(redirecting, f"{TRADES}/{path}", announced).status == 200
+    assert get(redirecting, f"{TRADES}/_delta_log/_last_checkpoint", announced).status == 200
+    assert get(redirecting, f"{TRADES}/{keys_of(gateway_store, 'XPAR')[0]}", announced).status == 403
+    streaming = proxy_for(gateway_store, **trades_settings("proxy"))
+    assert get(streaming, f"{TRADES}/{path}", announced).status == 200
+
+
 def test_head_and_log_files_are_never_redirected(redirecting: Proxy, gateway_store: Store) -> None:
     agent = {"User-Agent": "polars/0.55.1"}
     assert head(redirecting, f"{TRADES}/{keys_of(gateway_store, 'XLON')[0]}", agent).status == 200
