@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from OpenSSL import crypto
 from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 
@@ -74,12 +73,14 @@ class LocalAuthority:
             )
             .sign(self._key, hashes.SHA256())
         )
+        # pyOpenSSL takes cryptography's objects, and deprecates its own; Twisted's types name the latter.
         options: IOpenSSLContextFactory = CertificateOptions(
-            privateKey=crypto.PKey.from_cryptography_key(self._leaf_key),
-            certificate=crypto.X509.from_cryptography(certificate),
+            privateKey=self._leaf_key,  # type: ignore[arg-type]
+            certificate=certificate,  # type: ignore[arg-type]
             raiseMinimumTo=TLSVersion.TLSv1_2,
             acceptableProtocols=[b"http/1.1"],
         )
+        options.getContext()
         return options
 
 
