@@ -17,7 +17,14 @@ from attrs import frozen
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger, globalLogBeginner
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    Logger,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+)
 from twisted.python.threadpool import ThreadPool
 from twisted.web.client import HTTPConnectionPool
 
@@ -147,7 +154,7 @@ def main() -> None:
 
     try:
         settings = parse(sys.argv[1:], os.environ)
-        globalLogBeginner.beginLoggingTo([observer(LogFormat.TEXT, sys.stderr)], redirectStandardIO=False)
+        globalLogBeginner.beginLoggingTo([_log_observer()], redirectStandardIO=False)
         authority = open_authority(settings.ca_directory, _now()) if settings.mitm else None
         _run(LocalHelper(settings, reactor, authority), settings, reactor)
     except (UsageError, UnusableAuthority, CannotListenError) as error:
@@ -212,6 +219,13 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         help="where that authority is kept (ca.pem, ca.key); %(default)s unless given",
     )
     return parser
+
+
+def _log_observer() -> ILogObserver:
+    """Standard error, without a line for each connection that Twisted opens."""
+    levels = LogLevelFilterPredicate()
+    levels.setLogLevelForNamespace("twisted.web.client", LogLevel.warn)
+    return FilteringLogObserver(observer(LogFormat.TEXT, sys.stderr), [levels])
 
 
 def _data_home(environ: Mapping[str, str]) -> pathlib.Path:
