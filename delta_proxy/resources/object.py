@@ -131,8 +131,9 @@ class ObjectResource(S3Resource):
         return self._rule().follows
 
     def _brings_our_token(self, principal: Principal) -> bool:
-        """Clients re-send the session token, and no store takes one that it did not issue."""
-        return principal.auth is AuthKind.SESSION and _SESSION_TOKEN in self.s3.headers
+        """Whether the client re-sends a session token of ours, which no store takes."""
+        ours = principal.auth is AuthKind.SESSION and _SESSION_TOKEN in self.s3.headers
+        return ours and self._rule().resends_token
 
     def _rule(self) -> RedirectRule:
         if HELPER_HEADER in self.s3.headers:
