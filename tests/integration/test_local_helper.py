@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,9 @@ from cryptography.x509.oid import NameOID
 from deltalake import DeltaTable
 
 from delta_proxy import demo
+from delta_proxy.access.keys import generate_key
 from delta_proxy.demo import PROXY_BUCKET, free_port, running
+from tests.access.oidc_issuer import AUDIENCE, Issuer, serving
 
 from . import servers
 from .conftest import TRADES
@@ -125,6 +128,17 @@ def started(store: servers.Endpoint, folder: pathlib.Path, **settings: Any) -> I
         yield attrs.evolve(proxy, access_key=READER, secret_key=READER_SECRET)
 
 
+@contextlib.contextmanager
+def identifying(store: Store, config: dict[str, Any], folder: pathlib.Path) -> Iterator[Proxy]:
+    """A proxy that gives out sessions, whose tokens it seals with a key of its own."""
+    path, port, metrics_port = servers.write_configuration(config, folder)
+    env = {**servers.proxy_environment(store), "PROXY_SECRET_KEYS": generate_key()}
+    ready = f"http://127.0.0.1:{metrics_port}/health/ready"
+    command = servers.proxy_command(path)
+    with running(command, log=folder / "proxy.log", env=env, ready=lambda: demo.answers(ready)) as child:
+        yield Proxy(f"http://localhost:{port}", port=port, metrics_port=metrics_port, pid=child.pid)
+
+
 @pytest.fixture
 def fresh(parts: Parts, tmp_path: pathlib.Path) -> Iterator[Parts]:
     """The parts, with a helper that keeps no connection to the store yet."""
@@ -133,20 +147,21 @@ def fresh(parts: Parts, tmp_path: pathlib.Path) -> Iterator[Parts]:
     parts.link.cut_after = []
 
 
-def client(proxy: Proxy, helper: Helper, **settings: Any) -> Any:
+def client(proxy: Proxy, helper: Helper, *, token: str | None = None, **settings: Any) -> Any:
     """boto3 with the helper as its HTTP proxy."""
-    config = botocore.config.Config(
-        s3={"addressing_style": "path"},
-        retries={"total_max_attempts": 1},
-        proxies={"http": helper.url},
-        **settings,
-    )
+    defaults: dict[str, Any] = {
+        "s3": {"addressing_style": "path"},
+        "retries": {"total_max_attempts": 1},
+        "proxies": {"http": helper.url},
+    }
+    config = botocore.config.Config(**(defaults | settings))
     return boto3.session.Session().client(
         "s3",
         endpoint_url=proxy.url,
         region_name=REGION,
         aws_access_key_id=proxy.access_key,
         aws_secret_access_key=proxy.secret_key,
+        aws_session_token=token,
         config=config,
     )
 
@@ -326,6 +341,34 @@ def test_a_tool_without_credentials_reads_when_the_helper_signs(parts: Parts, tm
         foreign = curl("--proxy", signing.url, "-H", "Origin: http://elsewhere.example", url)
         assert b"<Code>AccessDenied</Code>" in foreign.stdout
         assert READER_SECRET not in signing.log.read_text()
+
+
+def test_a_session_reads_through_the_helper_bytes_that_come_from_the_store(
+    objects: Store, tmp_path: pathlib.Path
+) -> None:
+    with serving(Issuer()) as issuer:
+        settings = {
+            "sts": {"issuer": issuer.url, "audience": AUDIENCE},
+            "tableMapping": {"big": f"s3://{BUCKET}/big"},
+        }
+        config = servers.configuration(objects, **settings)
+        with identifying(objects, config, tmp_path) as proxy, helper(tmp_path) as one:
+            sts = boto3.session.Session("x", "x", region_name=REGION).client("sts", endpoint_url=proxy.url)
+            given = sts.assume_role_with_web_identity(
+                RoleArn="arn:aws:iam::123456789012:role/reader",
+                RoleSessionName="test",
+                WebIdentityToken=issuer.token(issuer.claims(time.time())),
+            )["Credentials"]
+            session = attrs.evolve(
+                proxy, access_key=given["AccessKeyId"], secret_key=given["SecretAccessKey"]
+            )
+            token = given["SessionToken"]
+            answer = client(session, one, token=token).get_object(Bucket=PROXY_BUCKET, Key=KEY)
+            assert answer["Body"].read() == body()
+            assert figures(proxy)[1] == 1
+            followed = client(session, one, token=token, user_agent="polars/0.55.1", proxies=None)
+            assert followed.get_object(Bucket=PROXY_BUCKET, Key=KEY)["Body"].read() == body()
+            assert figures(proxy)[1] == 1
 
 
 @pytest.fixture
