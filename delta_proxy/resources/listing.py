@@ -13,6 +13,7 @@ from typing import Protocol
 
 import attrs
 
+from delta_proxy.delta.views import RefusedView
 from delta_proxy.delta.visibility import Visibility
 from delta_proxy.s3.listing import ListQuery, delimited
 from delta_proxy.s3.xml import ListedKey, ListResult
@@ -52,7 +53,10 @@ class ListedTable:
 
 
 async def list_page(tables: Sequence[ListedTable], query: ListQuery, after: str | None) -> ListResult:
-    """At most `query.max_keys` entries that come after the entry `after` (None: from the start)."""
+    """At most `query.max_keys` entries that come after the entry `after` (None: from the start).
+
+    Raises S3Error, and RefusedView when the one table that is asked for is closed to the principal.
+    """
     if query.max_keys == 0:
         return ListResult()
     entries: list[Entry] = []
@@ -108,7 +112,13 @@ async def _table_entries(
     # Nothing is shown below them, and a store over a file system would walk them out of the table.
     if leaves_root(prefix.rpartition("/")[0] + "/-"):
         return
-    visibility = await table.visibility(prefix)
+    try:
+        visibility = await table.visibility(prefix)
+    except RefusedView:
+        if query.prefix.startswith(root):
+            raise
+        # A closed table holds nothing in a listing of several.
+        return
     scan = _Scan(table.store, visibility, prefix, query.delimiter)
     within = after[len(root) :] if after is not None and after.startswith(root) else None
     async with aclosing(scan.entries(within)) as found:

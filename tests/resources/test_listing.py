@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from delta_proxy.access.policy import Reason
+from delta_proxy.delta.views import RefusedView
 from delta_proxy.delta.visibility import Visibility, WholeTable
 from delta_proxy.resources.listing import ListedTable, list_page
 from delta_proxy.s3.listing import ListQuery, delimited
@@ -194,3 +196,19 @@ def test_an_object_that_no_get_is_for_is_not_listed(delimiter: str) -> None:
     result = result_of(list_page([listed("t", store, WholeTable())], ListQuery(2, "t/", delimiter), None))
     shown = {delimited(key, "t/", delimiter) or key for key in ("t/a/..b/.c", "t/a.")}
     assert names(result) == sorted(shown)
+
+
+def closed(alias: str) -> ListedTable:
+    async def refuse(prefix: str) -> Visibility:
+        raise RefusedView(Reason.UNKNOWN_FEATURE)
+
+    return ListedTable(alias, SortedStore(["a"]), refuse)
+
+
+def test_a_closed_table_holds_nothing_in_a_listing_of_several() -> None:
+    assert all_pages([closed("c"), table("t", ["a"])], ListQuery(2)) == [["t/a"]]
+
+
+def test_a_listing_of_a_closed_table_is_refused() -> None:
+    with pytest.raises(RefusedView):
+        all_pages([closed("c"), table("t", ["a"])], ListQuery(2, prefix="c/"))
