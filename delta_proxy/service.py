@@ -38,6 +38,7 @@ from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
 from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
+from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
 from delta_proxy.identity import Identity, utc_now
@@ -54,10 +55,11 @@ from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.request import Addressing
 from delta_proxy.tls import UnusableCertificate, server_context
 from delta_proxy.upstream.agent import make_agent, make_pool
-from delta_proxy.upstream.client import TableClient, Upstream
+from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.retry import Timeouts
+from delta_proxy.upstream.stores import TableLocation
 
 _BACKLOG = 1024
 _NAME = "delta-s3-proxy"
@@ -124,9 +126,7 @@ class ProxyService(MultiService):
             config, reactor=reactor, defer_to_pool=self._defer_to_pool, upstream=self._upstream
         )
         self._audit = _open_audit(config.audit, self._report)
-        tables = self._make_tables(config)
         directory = private_directory(config.cache.directory)
-        self.cache = self._make_cache(tables, directory)
         self.disk = DiskCache(
             directory,
             limit_bytes=config.cache.disk_bytes,
@@ -134,6 +134,8 @@ class ProxyService(MultiService):
             clock=reactor,
             observer=self.metrics,
         )
+        tables = self._make_tables(config)
+        self.cache = self._make_cache(tables, directory)
         self._root = RootResource(self._services(config, tables))
         self.site = self._make_site()
         self._listen()
@@ -205,9 +207,14 @@ class ProxyService(MultiService):
             in_flight=limits.upstream_connections,
         )
 
-    def _make_tables(self, config: Config) -> Mapping[str, TableClient]:
+    def _make_tables(self, config: Config) -> Mapping[str, TableViews]:
         return {
-            alias: self._upstream.table(location, self._chain(location.store.profile))
+            alias: TableViews(
+                _identity(location),
+                TableRoot(location.bucket, location.prefix),
+                self._upstream.table(location, self._chain(location.store.profile)),
+                LogCatalog(self._reactor, config.cache.metadata_ttl_seconds),
+            )
             for alias, location in config.table_mapping.items()
         }
 
@@ -218,9 +225,9 @@ class ProxyService(MultiService):
             self._credentials.watch(profile, chain)
         return self._chains[profile]
 
-    def _make_cache(self, tables: Mapping[str, TableClient], directory: pathlib.Path) -> MetadataCache:
+    def _make_cache(self, tables: Mapping[str, TableViews], directory: pathlib.Path) -> MetadataCache:
         return MetadataCache(
-            _sources(tables),
+            self._sources(tables),
             clock=self._reactor,
             defer_to_pool=self._defer_to_pool,
             directory=directory,
@@ -231,23 +238,21 @@ class ProxyService(MultiService):
     def apply(self, config: Config) -> None:
         """Answer the requests that come from now on by this configuration."""
         tables = self._make_tables(config)
-        self.cache = self.cache.successor(_sources(tables))
+        self.cache = self.cache.successor(self._sources(tables))
         self.metrics.set_tables(config.table_mapping)
         self._root.replace(self._services(config, tables))
         self._config = config
 
-    def _make_gate(self, config: Config, tables: Mapping[str, TableClient]) -> Gate:
+    def _sources(self, tables: Mapping[str, TableViews]) -> Mapping[str, TableSource]:
+        return {
+            alias: TableSource(table.identity, table.root, SharedLog(table, self.disk, self._defer_to_pool))
+            for alias, table in tables.items()
+        }
+
+    def _make_gate(self, config: Config, tables: Mapping[str, TableViews]) -> Gate:
         masks = GrantMasks()
         views = LogViews(
-            {
-                alias: TableViews(
-                    _identity(client),
-                    TableRoot(client.location.bucket, client.location.prefix),
-                    client,
-                    LogCatalog(self._reactor, config.cache.metadata_ttl_seconds),
-                )
-                for alias, client in tables.items()
-            },
+            tables,
             cache=self.cache,
             disk=self.disk,
             memory=MemoryCache(config.cache.memory_bytes),
@@ -258,7 +263,7 @@ class ProxyService(MultiService):
         filtered = config.log_view is LogView.FILTERED
         return Gate(config.policy, self.cache, views, masks, utc_now, filtered=filtered)
 
-    def _services(self, config: Config, tables: Mapping[str, TableClient]) -> Services:
+    def _services(self, config: Config, tables: Mapping[str, TableViews]) -> Services:
         asking = self._identity.asking(config)
         settings = Settings(
             addressing=Addressing(config.bucket, config.domains),
@@ -273,7 +278,7 @@ class ProxyService(MultiService):
             settings,
             asking.authenticator,
             self._make_gate(config, tables),
-            tables,
+            {alias: table.store for alias, table in tables.items()},
             self._defer_to_pool,
             sts=asking.sts,
             forward=asking.forward,
@@ -468,15 +473,6 @@ def reopening(audit: AuditLog, before: Any) -> Callable[..., None]:
     return handle
 
 
-def _sources(tables: Mapping[str, TableClient]) -> Mapping[str, TableSource]:
-    return {
-        alias: TableSource(
-            _identity(client), TableRoot(client.location.bucket, client.location.prefix), client
-        )
-        for alias, client in tables.items()
-    }
-
-
 _SHORT_SECRET = 16
 
 
@@ -499,9 +495,9 @@ def say_what_is_open(config: Config) -> None:
             _log.warn("the secret of {user} is short: it can be guessed from one request", user=name)
 
 
-def _identity(client: TableClient) -> str:
+def _identity(location: TableLocation) -> str:
     """What tells a table from every other: the store and the place in it."""
-    return f"{client.location.store.endpoint or 'aws'} {client.location.uri}"
+    return f"{location.store.endpoint or 'aws'} {location.uri}"
 
 
 def _spare_collections() -> None:

@@ -91,6 +91,17 @@ class TableViews:
     catalog: LogCatalog
 
 
+def original(table: TableViews, path: str, stat: ObjectStat) -> tuple[str, Make]:
+    """The cache key of an original and how to get it, which raises Replaced when the store has another."""
+
+    async def make(target: Path) -> None:
+        if (await table.store.download(path, target)).etag != stat.etag:
+            table.catalog.forget(path)
+            raise Replaced
+
+    return f"{table.identity} {path} {stat.etag}", make
+
+
 @contextmanager
 def _translated(table: TableViews, path: str) -> Iterator[None]:
     """What goes wrong with a file's content, as the answer it leads to."""
@@ -164,7 +175,7 @@ class LogViews:
         """An immutable log file as it is. Raises S3Error."""
         table = self._tables[alias]
         stat = await self._stat(table, path)
-        key, make = self._download(table, path, stat)
+        key, make = original(table, path, stat)
         with _translated(table, path):
             return ViewedFile(await self._content(key, make, "log"), stat.etag, stat.last_modified)
 
@@ -248,25 +259,15 @@ class LogViews:
         self._memory.put(key, data)
         return data
 
-    def _download(self, table: TableViews, path: str, stat: ObjectStat) -> tuple[str, Make]:
-        """The key of an original and how to get it, which raises Replaced when the store has another."""
-
-        async def make(target: Path) -> None:
-            if (await table.store.download(path, target)).etag != stat.etag:
-                table.catalog.forget(path)
-                raise Replaced
-
-        return f"{table.identity} {path} {stat.etag}", make
-
     @asynccontextmanager
     async def _raw(self, table: TableViews, path: str, stat: ObjectStat) -> AsyncIterator[Path]:
         """The original, open, so that it stays readable when it is evicted meanwhile."""
-        key, make = self._download(table, path, stat)
-        original = await self._disk.open(key, make, kind="log")
+        key, make = original(table, path, stat)
+        file = await self._disk.open(key, make, kind="log")
         try:
-            yield original.path
+            yield file.path
         finally:
-            self._defer_to_pool(original.close)
+            self._defer_to_pool(file.close)
 
     async def _rewrite(  # noqa: PLR0917 - what a file of a view is made of
         self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime, target: Path
