@@ -21,6 +21,19 @@ ALL_MICS = tuple(demo.LISTINGS)
 ProxyFor = Callable[..., Proxy]
 
 
+# What is broad rather than deep: the quick run sees it before one store, that which verifies if it is there.
+_BROAD = {"test_clients", "test_views"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the second store to the slow run where a module is broad."""
+    second = "moto" if servers.versitygw_path() else "versitygw"
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path.stem in _BROAD and second in {parameters.get("store"), parameters.get("kind")}:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def moto_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """moto, with the demo's table in it."""
