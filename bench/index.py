@@ -9,6 +9,7 @@ because memory is measured as the growth of the process.
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import random
 import statistics
@@ -171,6 +172,9 @@ async def grow(cache: MetadataCache, folder: Path, version: int, commits: int) -
 
 def run(folder: Path, known: list[str], commits: int) -> None:
     """Measure one table in this process."""
+    # As the service does when it starts.
+    gc.collect()
+    gc.freeze()
     failed: list[Failure] = []
     work = Deferred.fromCoroutine(measure(folder, known, commits))
     work.addErrback(failed.append)

@@ -32,6 +32,8 @@ from .view_grant import (
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_LINES = 16_000_000
 CHUNK_BYTES = 256 * 1024
+# Each read gives up the interpreter for a moment: many small ones starve the other threads.
+BLOCK_BYTES = 1024 * 1024
 # What stands in a commit of which nothing else is left: `{}` breaks writers of deltalake, blank lines
 # delta-spark.
 NOTHING = b'{"commitInfo":{}}'
@@ -135,7 +137,7 @@ def _undecided(_: Mapping[str, str | None]) -> bool:
 def _run(path: pathlib.Path, scanning: _Scan) -> bool:
     """Scan the file; False when it must be scanned again under the metaData that was found late."""
     rules, fates, kept = _RULES[scanning.role], scanning.fates, 0
-    with path.open("rb") as file:
+    with path.open("rb", buffering=BLOCK_BYTES) as file:
         for line in _lines(file):
             name, action = _action(line)
             if name == "metaData" and not _take_metadata(scanning, action):
@@ -406,7 +408,7 @@ def _silence(path: pathlib.Path, fates: bytearray, room: int) -> int:
 
 
 def _loud(path: pathlib.Path, fates: bytearray) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
+    with path.open("rb", buffering=BLOCK_BYTES) as file:
         for number, line in enumerate(_lines(file)):
             if fates[number] == _Fate.LOUD:
                 yield number, line.removesuffix(b"\n")
@@ -440,7 +442,7 @@ def _pieces(path: pathlib.Path, facts: CommitFacts) -> Iterator[bytes]:
         yield NOTHING
         yield from _tail(facts)
         return
-    with path.open("rb") as file:
+    with path.open("rb", buffering=BLOCK_BYTES) as file:
         for number, line in enumerate(_lines(file)):
             if number >= len(facts.fates):
                 raise ViewError("the file changed while it was filtered")

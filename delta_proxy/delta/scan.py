@@ -42,6 +42,7 @@ from .rows import NONE, UNKNOWN_TUPLE, FileKind, Int32s, Int64s, arrow, flags, m
 
 _LINES: Final = 8_192
 _BATCH: Final = 65_536
+_BLOCK: Final = 1 << 20
 _HISTORY: Final = 1 << 60
 _MAX_KEYS: Final = 1_000
 _SPAN: Final = 1 << 62
@@ -352,7 +353,8 @@ class _Collected:
 
 
 def _opened(body: bytes | Path) -> IO[bytes]:
-    return io.BytesIO(body) if isinstance(body, bytes) else body.open("rb")
+    # In large blocks: each read gives up the interpreter for a moment, and so many that other threads starve.
+    return io.BytesIO(body) if isinstance(body, bytes) else body.open("rb", buffering=_BLOCK)
 
 
 def _lines(content: LogContent) -> Iterator[tuple[int, bytes]]:
