@@ -96,7 +96,7 @@ class Identity:
 
     def asking(self, config: Config) -> Asking:
         """The parts for a configuration."""
-        principals = _principals(config, None if self._feed is None else self._feed.snapshot)
+        principals = configured_principals(config, None if self._feed is None else self._feed.snapshot)
         forward = self._forwarding(config, principals)
         if not config.verifies:
             return Asking(Anonymous(), None, forward)
@@ -142,7 +142,8 @@ def _list_key(keys: SecretKeys | None) -> bytes:
     return hmac.digest(keys.keys[0], b"delta-s3-proxy list token", hashlib.sha256)
 
 
-def _principals(config: Config, snapshot: Callable[[], Snapshot] | None) -> Principals:
+def configured_principals(config: Config, snapshot: Callable[[], Snapshot] | None) -> Principals:
+    """Who may ask by the configuration and, where there is one, the snapshot of the database."""
     users = (
         ConfiguredUser(
             name,

@@ -11,11 +11,12 @@ import click
 from delta_proxy.access.identity import ANONYMOUS, AuthKind, Principal
 from delta_proxy.access.oidc import PRINCIPAL_PREFIX
 from delta_proxy.access.policy import Grant
-from delta_proxy.access.principals import ConfiguredUser, Principals
+from delta_proxy.access.principals import Principals
 from delta_proxy.access.snapshot import PrincipalKind, Snapshot, StoredGrant
 from delta_proxy.access.sts import SessionIdentity, SessionTokens
 from delta_proxy.admin.filters import filters_of
 from delta_proxy.config import Config
+from delta_proxy.identity import configured_principals
 
 _SESSION_SECONDS = 3_600
 USER_PREFIX = "user:"
@@ -141,19 +142,7 @@ def _held(stored: StoredGrant, now: datetime) -> Held:
 
 
 def _principals(config: Config, snapshot: Snapshot | None) -> Principals:
-    users = (
-        ConfiguredUser(
-            name,
-            user.access_key,
-            user.secret_key,
-            frozenset(user.groups),
-            user.allowed_partitions,
-            user.read_only,
-        )
-        for name, user in config.users.items()
-    )
-    groups = {name: group.allowed_partitions for name, group in config.groups.items()}
-    return Principals.of(users, groups, None if snapshot is None else lambda: snapshot)
+    return configured_principals(config, None if snapshot is None else lambda: snapshot)
 
 
 def _anonymous(config: Config) -> Person:
