@@ -11,8 +11,9 @@ import json
 import os
 import re
 import secrets
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
@@ -220,7 +221,10 @@ def _url(uri: str) -> URL:
 
 
 def _sqlite(url: URL) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": _CONNECT_SECONDS}, hide_parameters=True)
+    # No pool: a file that is replaced under the running proxy is seen by the next query.
+    engine = sa.create_engine(
+        url, connect_args={"timeout": _CONNECT_SECONDS}, poolclass=sa.NullPool, hide_parameters=True
+    )
     database = url.database or ""
 
     @sa.event.listens_for(engine, "do_connect")
@@ -233,6 +237,10 @@ def _sqlite(url: URL) -> sa.Engine:
         # The driver's own way opens no transaction for reads; a snapshot needs one.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
+        # With a write-ahead log a busy writer never keeps the proxy from reading. A file that may not be
+        # written, or is in use at this moment, stays as it is.
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

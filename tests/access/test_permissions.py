@@ -625,3 +625,30 @@ def test_the_same_sealing_key_twice_is_refused() -> None:
     key = generate_key()
     with pytest.raises(ValueError, match="twice"):
         SecretKeys.parse(f"{key}, {key}")
+
+
+def test_a_writer_in_the_middle_of_a_change_keeps_nobody_from_reading(
+    store: PermissionStore, engine: sa.Engine
+) -> None:
+    store.add_user("alice")
+    with engine.execution_options(sqlite_begin="EXCLUSIVE").begin() as writing:
+        writing.exec_driver_sql("UPDATE users SET disabled = TRUE")
+        assert [one.id for one in store.load_snapshot().users.values()] == ["alice"]
+
+
+def test_a_sqlite_file_put_in_place_of_another_is_read_from_the_next_query_on(
+    store: PermissionStore, engine: sa.Engine, tmp_path: pathlib.Path
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("only sqlite databases are files")
+    store.add_user("alice")
+    copy = tmp_path / "restored.db"
+    with (
+        sqlite3.connect(copy) as target,
+        contextlib.closing(sqlite3.connect(engine.url.database or "")) as old,
+    ):
+        old.backup(target)
+        target.execute("DELETE FROM users")
+    target.close()
+    os.replace(copy, engine.url.database or "")
+    assert store.load_snapshot().users == {}
