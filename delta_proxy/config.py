@@ -33,6 +33,7 @@ from delta_proxy.access.sts import (
     MIN_SESSION_SECONDS,
     is_session_key,
 )
+from delta_proxy.s3.cors import CorsRule, check_count
 from delta_proxy.s3.user_agents import NEVER_REDIRECT
 from delta_proxy.structuring import (
     NO_KEY,
@@ -259,6 +260,7 @@ class Config:
     proxy_partial: bool = False
     presign_expiry_seconds: Annotated[int, between(1, 604_800)] = 300
     never_redirect: tuple[str, ...] = NEVER_REDIRECT
+    cors: Annotated[tuple[CorsRule, ...], check_count] = ()
     log_view: LogView = LogView.FILTERED
     port: Port = 18080
     metrics_port: Port | None = None

@@ -273,6 +273,7 @@ class ProxyService(MultiService):
             proxy_partial=config.proxy_partial,
             presign_expiry_seconds=config.presign_expiry_seconds,
             never_redirect=config.never_redirect,
+            cors=config.cors,
         )
         return Services(
             settings,
@@ -307,6 +308,7 @@ class ProxyService(MultiService):
                 idle_seconds=limits.idle_timeout_seconds,
             ),
             on_finished=self._finished,
+            prepare=self._root.prepare,
         )
         self.metrics.watch(in_flight=lambda: site.in_flight, connections=lambda: len(site.channels))
         return site

@@ -15,6 +15,7 @@ from delta_proxy.access.identity import ANONYMOUS
 from delta_proxy.access.keys import Secret, SecretKeys
 from delta_proxy.access.policy import EVERYTHING, NOTHING, parse_filters
 from delta_proxy.config import AuthMode, Config, ConfigError, Database, GetMode, Limits, LogView, Sts, load
+from delta_proxy.s3.cors import CorsMethod, CorsRule
 from delta_proxy.s3.user_agents import NEVER_REDIRECT
 from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
 
@@ -53,6 +54,51 @@ def mistake(file: pathlib.Path, text: str, environ: Mapping[str, str] | None = N
     line = str(caught.value)
     assert "\n" not in line
     return line.replace(f"{file.parent}/", "")
+
+
+def test_rules_for_browsers_are_read(configure: Loader) -> None:
+    rule = {
+        "allowedOrigins": ["https://*.example", "*"],
+        "allowedMethods": ["GET", "HEAD"],
+        "allowedHeaders": ["*"],
+        "exposeHeaders": ["ETag"],
+        "maxAgeSeconds": 0,
+    }
+    shortest = {"allowedOrigins": ["null"], "allowedMethods": ["PUT"]}
+    assert configure({"cors": [rule, shortest]}).cors == (
+        CorsRule(("https://*.example", "*"), (CorsMethod.GET, CorsMethod.HEAD), ("*",), ("ETag",), 0),
+        CorsRule(("null",), (CorsMethod.PUT,)),
+    )
+    assert configure().cors == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "spot"),
+    [
+        ({"allowedOrigins": []}, "allowedOrigins: expected at least one"),
+        ({"allowedOrigins": ["https://*.*"]}, "allowedOrigins[0]: expected an origin"),
+        ({"allowedOrigins": ["a\r\nb"]}, "allowedOrigins[0]: expected an origin"),
+        ({"allowedMethods": []}, "allowedMethods: expected at least one"),
+        ({"allowedMethods": ["PATCH"]}, 'allowedMethods[0]: expected "GET" or'),
+        ({"allowedHeaders": ["a b"]}, "allowedHeaders[0]: expected the name"),
+        ({"allowedHeaders": ["*-*"]}, "allowedHeaders[0]: expected the name"),
+        ({"exposeHeaders": ["x-*"]}, "exposeHeaders[0]: expected the name"),
+        ({"maxAgeSeconds": -1}, "maxAgeSeconds: expected a number"),
+        ({"origins": ["*"]}, 'unknown key "origins"'),
+    ],
+)
+def test_a_rule_for_browsers_that_cannot_be_meant_stops_the_start(
+    file: pathlib.Path, change: dict[str, Any], spot: str
+) -> None:
+    rule = {"allowedOrigins": ["*"], "allowedMethods": ["GET"], **change}
+    line = mistake(file, json.dumps({**SMALLEST, "cors": [rule]}))
+    assert line.startswith(f"config.json: cors[0]{'' if spot.startswith('unknown') else '.'}")
+    assert spot in line
+
+
+def test_there_are_at_most_as_many_rules_as_s3_takes(file: pathlib.Path) -> None:
+    rule = {"allowedOrigins": ["*"], "allowedMethods": ["GET"]}
+    assert "at most 100 rules" in mistake(file, json.dumps({**SMALLEST, "cors": [rule] * 101}))
 
 
 def test_a_table_is_all_it_takes(configure: Loader) -> None:

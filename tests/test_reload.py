@@ -57,6 +57,13 @@ def test_what_may_change_is_put_in_force(tmp_path: pathlib.Path) -> None:
     assert running.checked == [frozenset({"t"}), frozenset({"u"})]
 
 
+def test_rules_for_browsers_may_change(tmp_path: pathlib.Path) -> None:
+    running = Running(config(tmp_path))
+    rule = {"allowedOrigins": ["*"], "allowedMethods": ["GET"]}
+    reload(running, lambda: config(tmp_path, cors=[rule]))
+    assert len(running.config.cors) == 1
+
+
 def test_a_file_with_a_mistake_changes_nothing(tmp_path: pathlib.Path) -> None:
     running = Running(config(tmp_path))
     before = running.config

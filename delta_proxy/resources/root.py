@@ -9,6 +9,7 @@ from twisted.web.resource import Resource
 
 from delta_proxy.resources.base import ErrorResource
 from delta_proxy.resources.bucket import BucketResource, ServiceResource
+from delta_proxy.resources.cors import PreflightResource, mark
 from delta_proxy.resources.forward import ForwardResource
 from delta_proxy.resources.object import ObjectResource
 from delta_proxy.resources.server import EdgeRequest
@@ -33,6 +34,10 @@ class RootResource(Resource):
         """Answer the requests that come from now on with these; those under way go on with the old."""
         self._services = services
 
+    def prepare(self, request: EdgeRequest) -> None:
+        """What every answer to this request holds, refusals included; S3Site calls it before the rest."""
+        mark(request, self._services.settings.cors)
+
     def getChild(self, path: bytes, request: EdgeRequest) -> Resource:
         """The leaf that answers this request."""
         try:
@@ -42,6 +47,8 @@ class RootResource(Resource):
 
     def _leaf(self, request: EdgeRequest) -> Resource:
         services = self._services
+        if request.method == b"OPTIONS":
+            return PreflightResource(services.settings.cors)
         if services.forward is not None and services.forward.takes(request):
             return ForwardResource.of(services, services.forward, request)
         s3 = parse_request(request.method, request.uri, request.raw_headers, services.settings.addressing)

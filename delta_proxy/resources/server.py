@@ -210,6 +210,8 @@ class EdgeRequest(server.Request):
         headers.setRawHeaders(b"Date", [site.date()])
         self.prepath = []
         self.postpath = [] if getattr(site.resource, "isLeaf", False) else self.path[1:].split(b"/")
+        if site.prepare is not None:
+            site.prepare(self)
         try:
             if site.in_flight > site.limits.requests:
                 raise SlowDown
@@ -729,9 +731,10 @@ class _Refusal(Protocol):
 class S3Site(server.Site):
     """The factory of client connections, and the count of what is under way.
 
-    `on_finished` is called with a RequestRecord after each request, also after one that could not be
-    understood. One line a request goes to `log` at info. Nothing is started by making one; listening is up to
-    the caller.
+    `prepare` is called with each request before it is answered; it may set header fields, which the answer
+    keeps whatever it is. `on_finished` is called with a RequestRecord after each request, also after one that
+    could not be understood. One line a request goes to `log` at info. Nothing is started by making one;
+    listening is up to the caller.
     """
 
     protocol: Any = S3Channel
@@ -746,6 +749,7 @@ class S3Site(server.Site):
         limits: EdgeLimits | None = None,
         on_finished: Callable[[RequestRecord], None] | None = None,
         log: Logger | None = None,
+        prepare: Callable[[EdgeRequest], None] | None = None,
     ) -> None:
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         # The channel keeps its own time; TimeoutMixin's would be reset by every byte of a slow client.
@@ -755,6 +759,7 @@ class S3Site(server.Site):
         self.refusals: set[_Refusal] = set()
         self.in_flight = 0
         self.draining = False
+        self.prepare = prepare
         self._on_finished = on_finished
         self._log = self._log if log is None else log
         self._waiting: list[Deferred[bool]] = []

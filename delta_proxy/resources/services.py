@@ -13,6 +13,7 @@ from delta_proxy.config import GetMode
 from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import Gate
 from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.s3.cors import CorsRule
 from delta_proxy.s3.request import Addressing, S3Request
 from delta_proxy.upstream.client import TableClient
 from delta_proxy.upstream.spool import DeferToPool
@@ -50,6 +51,7 @@ class Settings:
     proxy_partial: bool
     presign_expiry_seconds: int
     never_redirect: tuple[str, ...]
+    cors: tuple[CorsRule, ...] = ()
 
 
 PartitionValues = tuple[Mapping[str, str | None], ...]

@@ -64,6 +64,13 @@ class AuthorizationQueryParametersError(S3Error):
     default_message = "The authorization query parameters that you provided are not valid."
 
 
+class BadRequest(S3Error):
+    """A preflight of a browser that lacks what makes one."""
+
+    status = 400
+    default_message = "Bad Request"
+
+
 class BadDigest(S3Error):
     """A body that differs from its Content-MD5 or checksum."""
 
@@ -221,6 +228,13 @@ class XAmzContentSHA256Mismatch(S3Error):
 
     status = 400
     default_message = "The provided 'x-amz-content-sha256' header does not match what was computed."
+
+
+class AccessForbidden(S3Error):
+    """A request across origins that no rule allows."""
+
+    status = 403
+    default_message = "CORSResponse: This CORS request is not allowed."
 
 
 class AccessDenied(S3Error):
