@@ -25,7 +25,6 @@ from delta_proxy.access.keys import VARIABLE as SECRET_KEYS
 from delta_proxy.access.keys import Secret, SecretKeys
 from delta_proxy.access.oidc import PRINCIPAL_PREFIX, checked_url
 from delta_proxy.access.permission_feed import DEFAULT_POLL_SECONDS, DEFAULT_STALE_SECONDS
-from delta_proxy.access.permissions import database_engine
 from delta_proxy.access.policy import Grant, Policy, PolicyError, parse_filters
 from delta_proxy.access.sts import (
     DEFAULT_SESSION_SECONDS,
@@ -547,6 +546,8 @@ def _check_sources(config: Config) -> None:
 def _check_database(database: Database) -> None:
     if database.stale_seconds < 2 * database.poll_seconds:
         raise Invalid("expected at least twice pollSeconds", ("staleSeconds",))
+    from delta_proxy.access.permissions import database_engine  # noqa: PLC0415 - SQLAlchemy is slow to import
+
     try:
         database_engine(database.uri).dispose()
     except ValueError as error:

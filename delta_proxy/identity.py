@@ -9,22 +9,18 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Engine
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from delta_proxy.access.jwks import MAX_DOCUMENT_BYTES, IssuerKeys, OidcVerifier
 from delta_proxy.access.keys import SecretKeys
-from delta_proxy.access.migrations import MigrationError, upgrade
 from delta_proxy.access.oidc import TokenRules
 from delta_proxy.access.permission_feed import FeedState, PermissionFeed
-from delta_proxy.access.permissions import Listening, PermissionStore, database_engine
 from delta_proxy.access.principals import ConfiguredUser, Principals
-from delta_proxy.access.snapshot import Snapshot, Version
+from delta_proxy.access.snapshot import Snapshot, utc_now
 from delta_proxy.access.sts import SessionTokens
 from delta_proxy.config import AuthMode, Config, Sts
 from delta_proxy.resources.authentication import SigV4Authenticator
@@ -39,11 +35,6 @@ from delta_proxy.upstream.forward import Forwarder, ForwardMap
 from delta_proxy.upstream.origin import DEFAULT_REGION
 
 _log = Logger()
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
 
 
 @frozen
@@ -161,43 +152,13 @@ def configured_principals(config: Config, snapshot: Callable[[], Snapshot] | Non
 
 def _feed(config: Config, reactor: Any, defer_to_pool: Callable[..., Deferred[Any]]) -> PermissionFeed:
     assert config.secret_keys is not None  # config has checked it
-    engine = database_engine(config.database.uri)
-    source = _MigratedStore(engine, PermissionStore(engine, config.secret_keys.fernet()))
+    from delta_proxy.access.migrated import MigratedStore  # noqa: PLC0415 - slow to import, and seldom needed
+
     return PermissionFeed(
-        source,
+        MigratedStore(config.database.uri, config.secret_keys.fernet()),
         clock=reactor,
         defer_to_pool=defer_to_pool,
         descriptors=reactor,
         poll_seconds=config.database.poll_seconds,
         stale_seconds=config.database.stale_seconds,
     )
-
-
-class _MigratedStore:
-    """The database, its schema brought up to date before the first question that reaches it."""
-
-    def __init__(self, engine: Engine, store: PermissionStore) -> None:
-        self._engine, self._store = engine, store
-        self._migrated = False
-
-    def current_version(self) -> Version:
-        """The version of the state now."""
-        return self._ready().current_version()
-
-    def load_snapshot(self) -> Snapshot:
-        """The state now."""
-        return self._ready().load_snapshot()
-
-    def listen(self) -> Listening | None:
-        """Where changes are announced, if the database does so."""
-        return self._ready().listen()
-
-    def _ready(self) -> PermissionStore:
-        if not self._migrated:
-            try:
-                upgrade(self._engine)
-            except MigrationError as error:
-                _log.error("the permissions database: {error}", error=str(error))
-                raise
-            self._migrated = True
-        return self._store

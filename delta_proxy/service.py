@@ -29,6 +29,7 @@ from twisted.web.http import TEMPORARY_REDIRECT
 
 from delta_proxy.access.audit import AuditLog
 from delta_proxy.access.policy import PolicyError, check
+from delta_proxy.access.snapshot import utc_now
 from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
@@ -41,7 +42,7 @@ from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
-from delta_proxy.identity import Identity, utc_now
+from delta_proxy.identity import Identity
 from delta_proxy.metrics import CONTENT_TYPE, Metrics
 from delta_proxy.reload import Reload
 from delta_proxy.resources.auditing import record_decision

@@ -20,8 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from delta_proxy.access.permissions import Listening
-from delta_proxy.access.snapshot import Problem, Snapshot, Version
+from delta_proxy.access.snapshot import Listening, Problem, Snapshot, Version
 
 DEFAULT_POLL_SECONDS = 2.0
 MAX_POLL_SECONDS = 5.0

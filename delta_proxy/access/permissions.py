@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import sqlalchemy as sa
@@ -25,11 +25,13 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError
 from sqlalchemy.types import NullType
 
+from delta_proxy.access.failures import Conflict, NotFound, PermissionsError
 from delta_proxy.access.keys import Secret
 from delta_proxy.access.oidc import PRINCIPAL_PREFIX
 from delta_proxy.access.policy import parse_filters
 from delta_proxy.access.snapshot import (
     BadRow,
+    Listening,
     PrincipalKind,
     Problem,
     Row,
@@ -41,6 +43,7 @@ from delta_proxy.access.snapshot import (
     members,
     moment_of,
     stored_grant,
+    utc_now,
 )
 from delta_proxy.access.sts import SESSION_KEY_PREFIX
 
@@ -98,18 +101,6 @@ legacy = sa.Table(
 )
 
 
-class PermissionsError(Exception):
-    """A change that cannot be made; the message is one line for the operator and holds no secret."""
-
-
-class NotFound(PermissionsError):
-    """A user, group or grant that does not exist."""
-
-
-class Conflict(PermissionsError):
-    """A name or access key that is taken."""
-
-
 @attrs.frozen
 class NewCredentials:
     """What a new or rotated user signs with; the only time its secret is shown."""
@@ -156,24 +147,6 @@ class GrantInfo:
     note: str
     created_at: datetime | None
     problem: str | None
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
-
-
-class Listening(Protocol):
-    """A connection on which the database tells of changes; used on one thread, never blocking."""
-
-    def fileno(self) -> int:
-        """What to watch for reading."""
-
-    def drain(self) -> bool:
-        """Take in what has arrived; whether there was a change. OSError when the connection is lost."""
-
-    def close(self) -> None:
-        """Give the connection up."""
 
 
 def database_engine(uri: str) -> sa.Engine:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from enum import Enum
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from cryptography.fernet import InvalidToken, MultiFernet
@@ -24,6 +24,24 @@ from delta_proxy.access.keys import Secret
 from delta_proxy.access.policy import EVERYTHING, NOTHING, Grant, PolicyError, parse_filters
 
 _RESOLVED = 4_096
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+class Listening(Protocol):
+    """A connection on which the database tells of changes; used on one thread, never blocking."""
+
+    def fileno(self) -> int:
+        """What to watch for reading."""
+
+    def drain(self) -> bool:
+        """Take in what has arrived; whether there was a change. OSError when the connection is lost."""
+
+    def close(self) -> None:
+        """Give the connection up."""
 
 
 class PrincipalKind(Enum):

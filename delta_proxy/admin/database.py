@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from delta_proxy.access.migrations import current, head, upgrade
+from delta_proxy.access.migrations import HEAD, current, upgrade
 from delta_proxy.admin.desk import Desk, desk_command
 
 
@@ -16,9 +16,8 @@ def migrate(desk: Desk) -> None:
     engine = desk.engine
     before = current(engine)
     upgrade(engine)
-    after = head()
-    line = f"the schema is at {after}" if before != after else f"the schema was at {after} already"
-    desk.output.result({"before": before, "after": after}, line)
+    line = f"the schema is at {HEAD}" if before != HEAD else f"the schema was at {HEAD} already"
+    desk.output.result({"before": before, "after": HEAD}, line)
 
 
 @click.command()

@@ -18,9 +18,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from delta_proxy.access.keys import SecretKeys
-from delta_proxy.access.migrations import current, head
-from delta_proxy.access.permissions import PermissionStore, database_engine, utc_now
-from delta_proxy.access.snapshot import Snapshot
+from delta_proxy.access.migrations import HEAD, current
+from delta_proxy.access.permissions import PermissionStore, database_engine
+from delta_proxy.access.snapshot import Snapshot, utc_now
 from delta_proxy.admin.output import Output
 from delta_proxy.config import Config, load
 
@@ -104,7 +104,7 @@ class Desk:
         database = engine.url.database or ""
         if engine.dialect.name == "sqlite" and not pathlib.Path(database).exists():
             raise click.ClickException(f"there is no database {database}: run the command migrate")
-        if current(engine) != head():
+        if current(engine) != HEAD:
             raise click.ClickException("the database has another schema: run the command migrate")
         return PermissionStore(engine, keys.fernet(), self.now)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
 
-from delta_proxy.access.migrations import MigrationError
-from delta_proxy.access.permissions import PermissionsError
+from delta_proxy.access.failures import MigrationError, PermissionsError
 from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import ConfigError
 from delta_proxy.delta.actions import LogError
@@ -27,6 +25,8 @@ def one_line(text: str) -> str:
 
 def words(error: BaseException) -> str:
     """What an error says, in one line; never a statement of SQL, which could hold a row."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - slow to import, and needed only for a failure
+
     if isinstance(error, SQLAlchemyError):
         lines = str(getattr(error, "orig", None) or type(error).__name__).splitlines()
         return one_line(f"the permissions database: {lines[0] if lines else type(error).__name__}")

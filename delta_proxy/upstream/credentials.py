@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Protocol
 
-import botocore.session
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -61,6 +60,13 @@ class _Resolved:
     region: str | None
 
 
+def _botocore_session(profile: str | None) -> Any:
+    """Blocking, and on a thread of the pool: the import alone takes a while."""
+    import botocore.session  # noqa: PLC0415
+
+    return botocore.session.Session(profile=profile)
+
+
 class BotocoreCredentials:
     """Credentials by botocore's chain: environment, profile, assume-role, web identity, container, instance.
 
@@ -74,7 +80,7 @@ class BotocoreCredentials:
         profile: str | None,
         defer_to_pool: DeferToPool,
         clock: IReactorTime,
-        make_session: Callable[..., Any] = botocore.session.Session,
+        make_session: Callable[..., Any] = _botocore_session,
     ) -> None:
         self._chain = _Chain(profile, make_session)
         self._defer_to_pool = defer_to_pool

@@ -19,8 +19,8 @@ from twisted.logger import capturedLogs
 from delta_proxy.access.keys import SecretKeys
 from delta_proxy.access.migrations import upgrade
 from delta_proxy.access.permission_feed import FeedState, PermissionFeed, Unavailable
-from delta_proxy.access.permissions import Listening, PermissionStore, database_engine
-from delta_proxy.access.snapshot import PrincipalKind, Problem, Snapshot, Version
+from delta_proxy.access.permissions import PermissionStore, database_engine
+from delta_proxy.access.snapshot import Listening, PrincipalKind, Problem, Snapshot, Version
 from tests.helpers import result_of, start
 from tests.integration.postgres import Postgres
 

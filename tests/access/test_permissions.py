@@ -17,16 +17,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from delta_proxy.access.failures import Conflict, MigrationError, NotFound, PermissionsError
 from delta_proxy.access.identity import AuthKind
 from delta_proxy.access.keys import SecretKeys, generate_key
-from delta_proxy.access.migrations import MigrationError, current, head, upgrade
-from delta_proxy.access.permissions import (
-    Conflict,
-    NotFound,
-    PermissionsError,
-    PermissionStore,
-    database_engine,
-)
+from delta_proxy.access.migrations import HEAD, current, runner, upgrade
+from delta_proxy.access.permissions import PermissionStore, database_engine
 from delta_proxy.access.policy import EVERYTHING, NOTHING, PolicyError, parse_filters
 from delta_proxy.access.snapshot import PrincipalKind, Snapshot
 
@@ -558,8 +553,12 @@ def test_many_workers_that_start_at_once_migrate_once(database: str) -> None:
             worker.stdin.close()
     assert [worker.returncode for worker in workers] == [0, 0, 0]
     engine = database_engine(database)
-    assert current(engine) == head()
+    assert current(engine) == HEAD
     engine.dispose()
+
+
+def test_the_newest_revision_is_the_one_that_a_current_schema_has() -> None:
+    assert runner.newest() == HEAD
 
 
 def test_migrating_again_changes_nothing(store: PermissionStore, engine: sa.Engine) -> None:
