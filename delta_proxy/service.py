@@ -55,7 +55,7 @@ from delta_proxy.resources.status import Status, TableStatus
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.request import Addressing
 from delta_proxy.tls import UnusableCertificate, server_context
-from delta_proxy.upstream.agent import make_agent, make_pool
+from delta_proxy.upstream.agent import make_agent, make_pool, make_reads
 from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION
@@ -118,6 +118,9 @@ class ProxyService(MultiService):
         self._reload = Reload(reload, self._defer_to_pool, self)
         self._pool = ThreadPool(1, config.limits.threads, name=_NAME)
         self._connections = make_pool(reactor, connections=config.limits.upstream_connections)
+        self._reads = make_reads(
+            reactor, connections=config.limits.upstream_connections, timeouts=_timeouts(config)
+        )
         self._started_at = reactor.seconds()
         self.metrics = Metrics(CollectorRegistry(), reactor, tables=config.table_mapping)
         self._upstream = self._make_upstream()
@@ -174,6 +177,7 @@ class ProxyService(MultiService):
         if self._audit is not None:
             await self._defer_to_pool(self._audit.close)
         await self._connections.closeCachedConnections()
+        await self._reads.close()
         self._pool.stop()
 
     def _take_over_signals(self) -> None:
@@ -192,18 +196,14 @@ class ProxyService(MultiService):
         return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
 
     def _make_upstream(self) -> Upstream:
-        limits = self._config.limits
-        timeouts = Timeouts(
-            connect=limits.upstream_connect_timeout_seconds,
-            first_byte=limits.upstream_idle_timeout_seconds,
-            idle=limits.upstream_idle_timeout_seconds,
-        )
+        limits, timeouts = self._config.limits, _timeouts(self._config)
         return Upstream(
             make_agent(self._reactor, self._connections, timeouts=timeouts),
             self._reactor,
             self._defer_to_pool,
             random.random,
             UpstreamMetrics(self.metrics),
+            reads=self._reads,
             timeouts=timeouts,
             in_flight=limits.upstream_connections,
         )
@@ -405,6 +405,15 @@ class ProxyService(MultiService):
         _log.critical("{problem}", problem=problem)
         atexit.register(os._exit, 1)
         self._reactor.stop()
+
+
+def _timeouts(config: Config) -> Timeouts:
+    limits = config.limits
+    return Timeouts(
+        connect=limits.upstream_connect_timeout_seconds,
+        first_byte=limits.upstream_idle_timeout_seconds,
+        idle=limits.upstream_idle_timeout_seconds,
+    )
 
 
 class UpstreamMetrics:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
-from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS
+from twisted.web.http_headers import Headers as WireHeaders
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
+from delta_proxy.upstream.http1 import Origin, Pairs, ReadClient
 from delta_proxy.upstream.retry import Timeouts
 
 # Below the 60 s after which stores and load balancers drop an idle connection.
 _KEEP_SECONDS = 55
+
+
+class Reads(Protocol):
+    """Sends GET and HEAD, which may be repeated."""
+
+    def request(self, method: str, origin: Origin, target: str, fields: Pairs) -> Deferred[IResponse]:
+        """The answer's head; cancelling it ends the request. `fields` go as they are, Host among them."""
+        ...
+
+
+class AgentReads:
+    """Reads by an agent: the way for what is no socket, and what `ReadClient` is held to."""
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(self, method: str, origin: Origin, target: str, fields: Pairs) -> Deferred[IResponse]:
+        """The answer's head."""
+        wire = WireHeaders()
+        for name, value in fields:
+            wire.addRawHeader(name.encode("latin-1"), value.encode("latin-1"))
+        url = f"{origin[0]}://{origin[1]}{target}".encode("ascii")
+        return self._agent.request(method.encode("ascii"), url, wire, None)
 
 
 class _AbortingTransport(ProtocolWrapper):
@@ -51,10 +76,15 @@ class _AbortingEndpoint:
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
-    def __init__(self, reactor: object, policy: IPolicyForHTTPS, connect_timeout: float) -> None:
+    """`aborting` is for protocols that know no other way to end a connection than to stop its reading."""
+
+    def __init__(
+        self, reactor: object, policy: IPolicyForHTTPS, connect_timeout: float, *, aborting: bool
+    ) -> None:
         self._reactor = reactor
         self._policy = policy
         self._timeout = connect_timeout
+        self._aborting = aborting
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
         endpoint: IStreamClientEndpoint = HostnameEndpoint(
@@ -62,7 +92,7 @@ class _Endpoints:
         )
         if uri.scheme == b"https":
             endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
-        return _AbortingEndpoint(endpoint)
+        return _AbortingEndpoint(endpoint) if self._aborting else endpoint
 
 
 def make_pool(reactor: object, *, connections: int = 256) -> HTTPConnectionPool:
@@ -82,8 +112,14 @@ def make_endpoints(
     """Where an agent's connections go; they are aborted when their reading is stopped. TLS by the platform's
     trust roots unless a policy is given.
     """
+    return _endpoints(reactor, timeouts, policy, aborting=True)
+
+
+def _endpoints(
+    reactor: object, timeouts: Timeouts | None, policy: IPolicyForHTTPS | None, *, aborting: bool
+) -> IAgentEndpointFactory:
     trust = policy or BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
-    return _Endpoints(reactor, trust, (timeouts or Timeouts()).connect)
+    return _Endpoints(reactor, trust, (timeouts or Timeouts()).connect, aborting=aborting)
 
 
 def make_agent(
@@ -97,3 +133,16 @@ def make_agent(
     endpoints = make_endpoints(reactor, timeouts=timeouts, policy=policy)
     agent: IAgent = Agent.usingEndpointFactory(reactor, endpoints, pool)  # type: ignore[no-untyped-call]
     return agent
+
+
+def make_reads(
+    reactor: IReactorTime,
+    *,
+    connections: int = 256,
+    timeouts: Timeouts | None = None,
+    policy: IPolicyForHTTPS | None = None,
+) -> ReadClient:
+    """A client for reads that keeps up to `connections` idle connections an origin; trust as `make_agent`
+    has it.
+    """
+    return ReadClient(reactor, _endpoints(reactor, timeouts, policy, aborting=False), connections=connections)

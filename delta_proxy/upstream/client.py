@@ -46,6 +46,7 @@ from delta_proxy.s3.errors import (
     ServiceUnavailable,
 )
 from delta_proxy.s3.headers import Headers
+from delta_proxy.upstream.agent import AgentReads, Reads
 from delta_proxy.upstream.credentials import CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION, Address, Origin, address, is_region
 from delta_proxy.upstream.relay import BodyCut, Span, UpstreamObserver, UpstreamResponse, drop
@@ -83,7 +84,7 @@ _CONDITIONS = frozenset(
     {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 )
 _NOT_MODIFIED_HEADERS = frozenset({"cache-control", "etag", "expires", "last-modified"})
-# What Agent fails with when there was no answer.
+# What Agent and ReadClient fail with when there was no answer.
 LOST = (
     ConnectError,
     ConnectionClosed,
@@ -161,8 +162,9 @@ class _Request:
 
 @frozen
 class _Signed:
-    url: str
-    headers: WireHeaders
+    at: Address
+    target: str
+    fields: Pairs
     region: str
     moment: datetime
 
@@ -192,6 +194,8 @@ class _Host:
 class Upstream:
     """The way to all stores. Agent, clock, thread pool, chance (numbers in [0, 1)) and observer are given.
 
+    Objects are read by `reads`, which is the agent unless given.
+
     `in_flight` requests go to one host at a time, `queue` more wait for a place; the next is told to slow
     down.
     """
@@ -204,12 +208,14 @@ class Upstream:
         random: Callable[[], float],
         observer: UpstreamObserver,
         *,
+        reads: Reads | None = None,
         timeouts: Timeouts | None = None,
         policy: RetryPolicy | None = None,
         in_flight: int = 256,
         queue: int = 1024,
     ) -> None:
         self.agent = agent
+        self.reads = AgentReads(agent) if reads is None else reads
         self.pacing = Pacing(clock, random, timeouts or Timeouts(), policy or RetryPolicy())
         self.defer_to_pool = defer_to_pool
         self.observer = observer
@@ -345,7 +351,11 @@ class TableClient:
         response = await self.open("HEAD", path)
         response.discard()
         headers = response.headers
-        return ObjectStat(response.length or 0, headers.get("etag") or "", headers.get("last-modified") or "")
+        size = headers.get("content-length") or ""
+        if not size.isdecimal():
+            self._log_failure(path, ValueError("the store tells no size"))
+            raise ServiceUnavailable()
+        return ObjectStat(int(size), headers.get("etag") or "", headers.get("last-modified") or "")
 
     async def presign(self, path: str, *, headers: Pairs = (), query: Pairs = (), expires: int) -> str:
         """An absolute URL that GETs one object for `expires` seconds; `headers` are signed besides the
@@ -439,13 +449,17 @@ class TableClient:
         self._upstream.observer.request_finished(request.operation, outcome, seconds)
 
     def _send(self, request: _Request, signed: _Signed) -> Deferred[IResponse]:
+        at = signed.at
         if not request.control:
-            method, url = request.method.encode(), signed.url.encode("ascii")
-            return self._upstream.agent.request(method, url, signed.headers, None)
+            origin = (at.scheme, at.host)
+            return self._upstream.reads.request(request.method, origin, signed.target, signed.fields)
+        wire = WireHeaders()
+        for name, value in signed.fields:
+            wire.addRawHeader(name, value)
         answer: Deferred[Any] = self._upstream.control.request(
             request.method,
-            signed.url,
-            headers=signed.headers,
+            f"{at.scheme}://{at.host}{signed.target}",
+            headers=wire,
             allow_redirects=False,
             unbuffered=True,
             # Only its own time-out would need one; without it treq imports the global reactor.
@@ -470,12 +484,11 @@ class TableClient:
             now,
             self._upstream.keys,
         )
-        wire = WireHeaders({"host": [at.host], "user-agent": [_USER_AGENT]})
-        if not request.control:
-            wire.addRawHeader("accept-encoding", "identity")
-        for name, value in (*request.headers, *signed):
-            wire.addRawHeader(name.encode("latin-1"), value.encode("latin-1"))
-        return _Signed(_with_query(at, request.query), wire, region, now)
+        own = (("host", at.host), ("user-agent", _USER_AGENT))
+        # treq unpacks what comes packed; what an object is must come as it lies in the store.
+        plain = () if request.control else (("accept-encoding", "identity"),)
+        target = _with_query(at, request.query)
+        return _Signed(at, target, (*own, *plain, *request.headers, *signed), region, now)
 
     async def _signing_region(self) -> str:
         if self._region is None:
@@ -569,7 +582,7 @@ def _nothing() -> None:
 
 
 def _with_query(at: Address, query: Pairs) -> str:
-    return f"{at.url}?{sigv4.canonical_query(query)}" if query else at.url
+    return f"{at.raw_path}?{sigv4.canonical_query(query)}" if query else at.raw_path
 
 
 async def _error_document(answer: UpstreamResponse) -> bytes:

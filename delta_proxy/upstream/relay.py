@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.headers import Headers
+from delta_proxy.upstream.http1 import Reply
 from delta_proxy.upstream.retry import Pacing, TookTooLong
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
@@ -91,6 +92,8 @@ def response_headers(response: IResponse) -> Headers:
     """The header of a response. Twisted keeps Content-Length apart for bodies; here it stands among the
     others.
     """
+    if isinstance(response, Reply):
+        return response.fields
     pairs = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, values in response.headers.getAllRawHeaders()

@@ -28,12 +28,18 @@ def make_store() -> Iterator[MakeStore]:
 
 
 @pytest.fixture
-def make_rig(make_store: MakeStore) -> Iterator[MakeRig]:
+def lean(request: pytest.FixtureRequest) -> bool:
+    """Whether objects are read by the lean client; modules that hold both to their tests ask for both."""
+    return bool(getattr(request, "param", True))
+
+
+@pytest.fixture
+def make_rig(make_store: MakeStore, lean: bool) -> Iterator[MakeRig]:
     """A function that makes an Upstream."""
     rigs: list[Rig] = []
 
     def make(**options: Any) -> Rig:
-        rigs.append(Rig(**options))
+        rigs.append(Rig(**{"lean": lean, **options}))
         return rigs[-1]
 
     yield make
@@ -45,3 +51,9 @@ def make_rig(make_store: MakeStore) -> Iterator[MakeRig]:
 def rig(make_rig: MakeRig) -> Rig:
     """An Upstream that retries at once."""
     return make_rig()
+
+
+def both_clients(metafunc: pytest.Metafunc) -> None:
+    """A module's `pytest_generate_tests`: its tests run with the lean client and with Twisted's agent."""
+    if "lean" in metafunc.fixturenames:
+        metafunc.parametrize("lean", [True, False], ids=["lean", "agent"], indirect=True)

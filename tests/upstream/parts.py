@@ -16,12 +16,14 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.web.client import HTTPConnectionPool
+from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from delta_proxy.s3.sigv4 import Credentials
-from delta_proxy.upstream.agent import make_agent, make_pool
+from delta_proxy.upstream.agent import AgentReads, make_agent, make_pool, make_reads
 from delta_proxy.upstream.client import TableClient, Upstream
 from delta_proxy.upstream.credentials import CredentialSource, StaticCredentials
+from delta_proxy.upstream.http1 import ReadClient
 from delta_proxy.upstream.retry import RetryPolicy, Timeouts
 from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
 
@@ -62,11 +64,15 @@ class Notes:
 
 
 class Rig:
-    """An Upstream over real sockets; `close` ends what it holds open."""
+    """An Upstream over real sockets; `close` ends what it holds open.
+
+    Objects are read by the lean client, or by Twisted's agent.
+    """
 
     def __init__(
         self,
         *,
+        lean: bool = True,
         clock: IReactorTime | None = None,
         timeouts: Timeouts | None = None,
         policy: RetryPolicy | None = None,
@@ -76,12 +82,14 @@ class Rig:
     ) -> None:
         self.notes = Notes()
         self.pool: HTTPConnectionPool = make_pool(reactor)
+        self.reads: ReadClient | None = make_reads(reactor) if lean else None
         self.upstream = Upstream(
             make_agent(reactor, self.pool),
             clock or reactor,
             deferToThread,
             random,
             self.notes,
+            reads=self.reads,
             timeouts=timeouts,
             policy=policy or AT_ONCE,
             in_flight=in_flight,
@@ -107,6 +115,15 @@ class Rig:
     async def close(self) -> None:
         """Close the kept connections, and wait for sockets that are going."""
         await self.pool.closeCachedConnections()  # type: ignore[no-untyped-call]
+        if self.reads is not None:
+            await self.reads.close()
+
+    def trust(self, policy: IPolicyForHTTPS | None) -> None:
+        """Trust those whom the policy trusts; None is the platform's."""
+        self.upstream.agent = make_agent(reactor, self.pool, policy=policy)
+        lean = self.reads is not None
+        self.reads = make_reads(reactor, policy=policy) if lean else None
+        self.upstream.reads = self.reads or AgentReads(self.upstream.agent)
 
 
 def answer(

@@ -16,10 +16,11 @@ from twisted.internet.defer import Deferred
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from delta_proxy.s3.errors import ServiceUnavailable
-from delta_proxy.upstream.agent import make_agent
 
-from .conftest import MakeStore
+from .conftest import MakeStore, both_clients
 from .parts import Collector, Rig, ScriptedStore, answer, in_reactor, reactor, sends, wait_for
+
+pytest_generate_tests = both_clients
 
 # Twisted hands the server's certificate to pyOpenSSL in the form it was read in.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -57,7 +58,7 @@ def secure(make_store: MakeStore, rig: Rig) -> Iterator[ScriptedStore]:
     ours = [ssl.Certificate.loadPEM(pem)]
     trust = ssl.trustRootFromCertificates(ours)  # type: ignore[no-untyped-call]
     policy = BrowserLikePolicyForHTTPS(trustRoot=trust)  # type: ignore[no-untyped-call]
-    rig.upstream.agent = make_agent(reactor, rig.pool, policy=policy)
+    rig.trust(policy)
     yield store
     wait_for(stopped(port))
 
@@ -99,7 +100,7 @@ async def test_a_discarded_tls_response_ends_its_connection(rig: Rig, secure: Sc
 
 @in_reactor
 async def test_a_certificate_nobody_vouches_for_is_not_trusted(rig: Rig, secure: ScriptedStore) -> None:
-    rig.upstream.agent = make_agent(reactor, rig.pool)
+    rig.trust(None)
 
     with pytest.raises(ServiceUnavailable):
         await rig.table(secure.endpoint).open("GET", "x")

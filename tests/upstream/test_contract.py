@@ -26,8 +26,10 @@ from delta_proxy.upstream.credentials import StaticCredentials
 from tests.fakes.store import FakeStore
 from tests.integration import servers
 
-from .conftest import MakeRig
+from .conftest import MakeRig, both_clients
 from .parts import BUCKET, Collector, in_reactor, names, reactor, wait_for
+
+pytest_generate_tests = both_clients
 
 ODD_PATHS = (
     "d=2024-01-01 00%3A00/part-0 a.parquet",

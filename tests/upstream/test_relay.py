@@ -23,7 +23,7 @@ from delta_proxy.upstream.client import TableClient
 from delta_proxy.upstream.relay import BodyCut, ConsumerGone, Span, drop, span_of
 from delta_proxy.upstream.retry import RetryPolicy, Timeouts
 
-from .conftest import MakeRig, MakeStore
+from .conftest import MakeRig, MakeStore, both_clients
 from .parts import (
     ETAG,
     Call,
@@ -38,6 +38,8 @@ from .parts import (
     silent,
     soon,
 )
+
+pytest_generate_tests = both_clients
 
 BODY = bytes(range(256)) * 40
 LARGE = 8 * 1024 * 1024
