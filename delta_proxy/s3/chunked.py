@@ -2,24 +2,21 @@
 
 Sources: "Transferring Payload in Multiple Chunks" and "Including Trailing Headers" in the Amazon S3 API
 reference. Each signed chunk is signed over the signature before it, the first over the seed signature of
-the request; a chunk is given out only once its signature has been verified. Of the checksums in trailers,
-those that the standard library computes (CRC32, SHA1, SHA256) are verified here; CRC32C and CRC64NVME are
-only handed on, for the store to verify.
+the request; a chunk is given out only once its signature has been verified. Checksums in trailers are
+verified, but for algorithms that `checksums` does not know, which are only handed on.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum, auto
-from typing import Protocol
 
 from attrs import field, frozen
 
+from delta_proxy.s3.checksums import CHECKSUMS, encoded
 from delta_proxy.s3.errors import (
     BadDigest,
     IncompleteBody,
@@ -88,29 +85,6 @@ class ChunkSigning:
         return cls(key, presented.timestamp, presented.scope, presented.signature)
 
 
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def digest(self) -> bytes: ...
-
-
-class _Crc32:
-    def __init__(self) -> None:
-        self._value = 0
-
-    def update(self, data: bytes, /) -> None:
-        self._value = zlib.crc32(data, self._value)
-
-    def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
-
-
-_CHECKSUMS: dict[str, Callable[[], _Hash]] = {
-    "x-amz-checksum-crc32": _Crc32,
-    "x-amz-checksum-sha1": lambda: hashlib.sha1(usedforsecurity=False),
-    "x-amz-checksum-sha256": hashlib.sha256,
-}
-
-
 class _State(Enum):
     HEADER = auto()
     DATA = auto()
@@ -143,7 +117,7 @@ class ChunkedDecoder:
         self.trailers: tuple[tuple[str, str], ...] = ()
         self._signing = signing if framing.signed else None
         self._previous = "" if signing is None else signing.seed
-        self._checksums = {name: _CHECKSUMS[name]() for name in self.declared if name in _CHECKSUMS}
+        self._checksums = {name: CHECKSUMS[name]() for name in self.declared if name in CHECKSUMS}
         self._state = _State.HEADER
         self._buffer = bytearray()
         self._released = 0
@@ -306,7 +280,7 @@ class ChunkedDecoder:
         self._verify_trailers(provided)
         for name, value in self.trailers:
             checksum = self._checksums.get(name)
-            if checksum is not None and base64.b64encode(checksum.digest()).decode("ascii") != value:
+            if checksum is not None and encoded(checksum.digest()) != value:
                 raise BadDigest(f"The {name} you specified did not match the calculated checksum.")
         self._state = _State.END
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred
@@ -147,12 +147,15 @@ class Downloaded:
 
 
 @frozen
-class _Request:
+class StoreRequest:
+    """A request to the store; `key` is the object's, None is the bucket. `payload_hash` signs the body."""
+
     operation: str
     method: str
     key: str | None
     query: Pairs = ()
     headers: Pairs = ()
+    payload_hash: str = sigv4.EMPTY_SHA256
     # A small answer that is parsed here goes by treq; object bytes go by Agent directly, treq would decode
     # gzip.
     control: bool = False
@@ -161,21 +164,38 @@ class _Request:
 
 
 @frozen
-class _Signed:
+class Signed:
+    """A request as it goes over the wire, and what it was signed with; `fields` are its header."""
+
     at: Address
     target: str
     fields: Pairs
     region: str
     moment: datetime
+    credentials: sigv4.Credentials
+    added: Mapping[str, str] = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """The absolute URL."""
+        return f"{self.at.scheme}://{self.at.host}{self.target}"
+
+    @property
+    def wire(self) -> WireHeaders:
+        """The header as Agent takes it."""
+        wire = WireHeaders()
+        for name, value in self.fields:
+            wire.addRawHeader(name.encode("latin-1"), value.encode("latin-1"))
+        return wire
 
 
 @frozen
-class _Refusal:
+class Refusal:
     """An attempt that brought no body: the error to raise and what repeating it needs to know."""
 
     error: S3Error
     retryable: bool
-    signed: _Signed
+    signed: Signed
     status: int | None = None
     code: str = ""
     region: str | None = None
@@ -262,12 +282,17 @@ class TableClient:
         self, upstream: Upstream, location: TableLocation, credentials: CredentialSource, host: _Host
     ) -> None:
         self.location = location
-        self._upstream = upstream
+        self.upstream = self._upstream = upstream
         self._pacing = upstream.pacing
         self._credentials = credentials
         self._host = host
         self._region = location.store.region
         self._skew = 0.0
+
+    @property
+    def slots(self) -> Slots:
+        """The places for requests to the table's host."""
+        return self._host.slots
 
     async def list(
         self,
@@ -284,7 +309,7 @@ class TableClient:
         Directory markers are objects like others.
         """
         query = self._list_query(prefix, delimiter, start_after, max_keys, token)
-        request = _Request("ListObjectsV2", "GET", None, query=query, control=True)
+        request = StoreRequest("ListObjectsV2", "GET", None, query=query, control=True)
         response = await self._open(request)
         body = await self._body(response, _MAX_LISTING)
         try:
@@ -343,7 +368,7 @@ class TableClient:
         operation = "GetObject" if method == "GET" else "HeadObject"
         kept = tuple((name.lower(), value) for name, value in headers if name.lower() not in _OWN_HEADERS)
         return await self._open(
-            _Request(operation, method, self.location.object_key(path), query, kept, streamed=streamed)
+            StoreRequest(operation, method, self.location.object_key(path), query, kept, streamed=streamed)
         )
 
     async def stat(self, path: str) -> ObjectStat:
@@ -371,7 +396,7 @@ class TableClient:
         )
         return f"{at.url}?{signed}"
 
-    async def _open(self, request: _Request) -> UpstreamResponse:
+    async def _open(self, request: StoreRequest) -> UpstreamResponse:
         slot = await self._host.slots.acquire(streamed=request.streamed)
         try:
             response = await self._exchange(request)
@@ -387,7 +412,7 @@ class TableClient:
             bodiless=request.method == "HEAD",
         )
 
-    async def _reopen(self, request: _Request, span: Span) -> IResponse:
+    async def _reopen(self, request: StoreRequest, span: Span) -> IResponse:
         kept = tuple((name, value) for name, value in request.headers if name not in _CONDITIONS)
         wanted = (("range", f"bytes={span.first}-{span.last}"), ("if-match", span.etag))
         return await self._exchange(attrs.evolve(request, headers=(*kept, *wanted)))
@@ -408,7 +433,7 @@ class TableClient:
             response.discard()
         return spool.body
 
-    async def _exchange(self, request: _Request) -> IResponse:
+    async def _exchange(self, request: StoreRequest) -> IResponse:
         """The store's answer to a request, repeated as the policy has it. Raises S3Error for any but a
         2xx.
         """
@@ -418,10 +443,10 @@ class TableClient:
         retries = 0
         while True:
             outcome = await self._attempt(request)
-            if not isinstance(outcome, _Refusal):
+            if not isinstance(outcome, Refusal):
                 budget.give_back()
                 return outcome
-            if self._learn(outcome, learned):
+            if self.learn(outcome, learned):
                 continue
             delay = self._pacing.jitter(retries, outcome.retry_after)
             retries += 1
@@ -430,8 +455,8 @@ class TableClient:
                 raise outcome.error
             await self._pacing.sleep(delay)
 
-    async def _attempt(self, request: _Request) -> IResponse | _Refusal:
-        signed = await self._signed(request)
+    async def _attempt(self, request: StoreRequest) -> IResponse | Refusal:
+        signed = await self.signed(request)
         clock, timeouts = self._pacing.clock, self._pacing.timeouts
         started = clock.seconds()
         try:
@@ -440,26 +465,23 @@ class TableClient:
         except LOST as error:
             self._observe(request, type(error).__name__, started)
             self._log_failure(request.operation, error)
-            return _Refusal(ServiceUnavailable(), retryable=True, signed=signed)
+            return Refusal(ServiceUnavailable(), retryable=True, signed=signed)
         self._observe(request, str(response.code), started)
         return response if response.code in {200, 206} else await self._refusal(request, signed, response)
 
-    def _observe(self, request: _Request, outcome: str, started: float) -> None:
+    def _observe(self, request: StoreRequest, outcome: str, started: float) -> None:
         seconds = self._pacing.clock.seconds() - started
         self._upstream.observer.request_finished(request.operation, outcome, seconds)
 
-    def _send(self, request: _Request, signed: _Signed) -> Deferred[IResponse]:
+    def _send(self, request: StoreRequest, signed: Signed) -> Deferred[IResponse]:
         at = signed.at
         if not request.control:
             origin = (at.scheme, at.host)
             return self._upstream.reads.request(request.method, origin, signed.target, signed.fields)
-        wire = WireHeaders()
-        for name, value in signed.fields:
-            wire.addRawHeader(name, value)
         answer: Deferred[Any] = self._upstream.control.request(
             request.method,
-            f"{at.scheme}://{at.host}{signed.target}",
-            headers=wire,
+            signed.url,
+            headers=signed.wire,
             allow_redirects=False,
             unbuffered=True,
             # Only its own time-out would need one; without it treq imports the global reactor.
@@ -467,7 +489,8 @@ class TableClient:
         )
         return answer
 
-    async def _signed(self, request: _Request) -> _Signed:
+    async def signed(self, request: StoreRequest) -> Signed:
+        """The request, signed now. Raises S3Error when there are no credentials."""
         credentials = await self._credentials.get()
         region = await self._signing_region()
         now = self._now()
@@ -478,7 +501,7 @@ class TableClient:
             at.raw_path,
             request.query,
             [pair for pair in request.headers if pair[0].startswith("x-amz-")],
-            sigv4.EMPTY_SHA256,
+            request.payload_hash,
             credentials,
             region,
             now,
@@ -488,7 +511,8 @@ class TableClient:
         # treq unpacks what comes packed; what an object is must come as it lies in the store.
         plain = () if request.control else (("accept-encoding", "identity"),)
         target = _with_query(at, request.query)
-        return _Signed(at, target, (*own, *plain, *request.headers, *signed), region, now)
+        fields = (*own, *plain, *request.headers, *signed)
+        return Signed(at, target, fields, region, now, credentials, dict(signed))
 
     async def _signing_region(self) -> str:
         if self._region is None:
@@ -499,7 +523,7 @@ class TableClient:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._pacing.clock.seconds() + self._skew, UTC)
 
-    def _learn(self, refusal: _Refusal, learned: set[str]) -> bool:
+    def learn(self, refusal: Refusal, learned: set[str]) -> bool:
         """Whether the store told something that makes the request worth repeating at once; each thing once.
 
         It is held against what this request was signed with: another one may have learned it meanwhile.
@@ -520,7 +544,7 @@ class TableClient:
         _log.warn("{uri}: the store's clock is {off:.0f} s ahead", uri=self.location.uri, off=self._skew)
         return True
 
-    async def _refusal(self, request: _Request, signed: _Signed, response: IResponse) -> _Refusal:
+    async def _refusal(self, request: StoreRequest, signed: Signed, response: IResponse) -> Refusal:
         answer = UpstreamResponse(
             response,
             pacing=self._pacing,
@@ -528,11 +552,11 @@ class TableClient:
             release=_nothing,
             bodiless=request.method == "HEAD",
         )
-        code, message, region = _parse_error(await _error_document(answer))
+        code, message, region = told_error(await error_body(answer))
         region = answer.headers.get("x-amz-bucket-region") or region
-        _log_refusal(answer.status, self.location.uri, request, code, message)
-        return _Refusal(
-            _error_for(answer.status, answer.headers),
+        log_refusal(answer.status, self.location.uri, request, code, message)
+        return Refusal(
+            error_for(answer.status, answer.headers),
             retryable=answer.status in RETRYABLE_STATUSES,
             signed=signed,
             status=answer.status,
@@ -585,7 +609,8 @@ def _with_query(at: Address, query: Pairs) -> str:
     return f"{at.raw_path}?{sigv4.canonical_query(query)}" if query else at.raw_path
 
 
-async def _error_document(answer: UpstreamResponse) -> bytes:
+async def error_body(answer: UpstreamResponse) -> bytes:
+    """The body of an answer that is an error, b"" when it cannot be had."""
     spool = MemorySpool(_MAX_ERROR_DOCUMENT)
     try:
         await answer.send_body(spool)
@@ -594,7 +619,7 @@ async def _error_document(answer: UpstreamResponse) -> bytes:
     return spool.body
 
 
-def _parse_error(body: bytes) -> tuple[str, str, str | None]:
+def told_error(body: bytes) -> tuple[str, str, str | None]:
     """The code, message and region of an error document; empty for what is none."""
     try:
         error = xml.parse_error(body)
@@ -604,7 +629,7 @@ def _parse_error(body: bytes) -> tuple[str, str, str | None]:
     return error.code, error.message, fields.get("Region")
 
 
-def _error_for(status: int, headers: Headers) -> S3Error:
+def error_for(status: int, headers: Headers) -> S3Error:
     """What the client is told when the store answers with this status."""
     if status == 304:
         kept = tuple((name, value) for name, value in headers.items if name in _NOT_MODIFIED_HEADERS)
@@ -619,7 +644,8 @@ def _error_for(status: int, headers: Headers) -> S3Error:
     return InvalidRequest() if 400 <= status < 500 and status != 429 else ServiceUnavailable()
 
 
-def _log_refusal(status: int, uri: str, request: _Request, code: str, message: str) -> None:
+def log_refusal(status: int, uri: str, request: StoreRequest, code: str, message: str) -> None:
+    """Tell the operator what the store said, but for what is an ordinary answer."""
     if status in {304, 412, 416} or (status == 404 and code in {"", "NoSuchKey"}):
         return
     _log.warn(
