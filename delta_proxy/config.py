@@ -50,6 +50,7 @@ from delta_proxy.structuring import (
 )
 from delta_proxy.upstream.stores import (
     AddressingStyle,
+    CommitProbe,
     StoreConfig,
     TableLocation,
     check_bucket_name,
@@ -115,11 +116,6 @@ _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-
 def _check_domain(domain: str) -> None:
     if not _DOMAIN.fullmatch(domain):
         raise ValueError(f"expected a host name in lower case without a port, found {quoted(domain)}")
-
-
-def _check_read_only(read_only: bool) -> None:
-    if not read_only:
-        raise ValueError("writes are not supported yet; expected true")
 
 
 def _check_readable(path: pathlib.Path) -> None:
@@ -254,7 +250,7 @@ class Config:
     default_auth_mode: AuthMode = AuthMode.IAM
     allow_auth_mode_header: bool = False
     audit: Annotated[str, _check_given] | None = None
-    read_only: Annotated[bool, _check_read_only] = True
+    read_only: bool = True
     get_mode: GetMode = GetMode.PRESIGNED_URL
     proxy_partial: bool = False
     presign_expiry_seconds: Annotated[int, between(1, 604_800)] = 300
@@ -421,6 +417,7 @@ class _Place:
     region: str | None
     profile: str | None
     addressing_style: AddressingStyle
+    commit_probe: CommitProbe
 
 
 def _structure_location(value: object, storage: StoreConfig, plain: cattrs.Converter) -> TableLocation:
@@ -434,7 +431,8 @@ def _structure_location(value: object, storage: StoreConfig, plain: cattrs.Conve
     uri = given.pop("uri")
     with at("uri"):
         _location(uri, storage)
-    return _location(uri, _store(given, storage))
+    probe = given.pop("commit_probe", CommitProbe.ON)
+    return attrs.evolve(_location(uri, _store(given, storage)), commit_probe=probe)
 
 
 def _location(uri: str, store: StoreConfig) -> TableLocation:

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -34,6 +35,7 @@ from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.catalog import LogCatalog
+from delta_proxy.delta.commit_probe import CommitProbes
 from delta_proxy.delta.directory import UnusableDirectory, private_directory
 from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
@@ -42,6 +44,7 @@ from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
+from delta_proxy.delta.write_marks import WriteMarks
 from delta_proxy.identity import Identity
 from delta_proxy.metrics import CONTENT_TYPE, Metrics
 from delta_proxy.reload import Reload
@@ -52,6 +55,7 @@ from delta_proxy.resources.root import RootResource
 from delta_proxy.resources.server import EdgeLimits, RequestRecord, S3Site
 from delta_proxy.resources.services import Services, Settings
 from delta_proxy.resources.status import Status, TableStatus
+from delta_proxy.resources.writing import Writing
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.request import Addressing
 from delta_proxy.tls import UnusableCertificate, server_context
@@ -61,6 +65,7 @@ from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSour
 from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.retry import Timeouts
 from delta_proxy.upstream.stores import TableLocation
+from delta_proxy.upstream.writer import TableWriter
 
 _BACKLOG = 1024
 _NAME = "delta-s3-proxy"
@@ -138,6 +143,8 @@ class ProxyService(MultiService):
             clock=reactor,
             observer=self.metrics,
         )
+        self._marks = WriteMarks(directory)
+        self._probes = CommitProbes()
         tables = self._make_tables(config)
         self.cache = self._make_cache(tables, directory)
         self._root = RootResource(self._services(config, tables))
@@ -214,7 +221,11 @@ class ProxyService(MultiService):
                 _identity(location),
                 TableRoot(location.bucket, location.prefix),
                 self._upstream.table(location, self._chain(location.store.profile)),
-                LogCatalog(self._reactor, config.cache.metadata_ttl_seconds),
+                LogCatalog(
+                    self._reactor,
+                    config.cache.metadata_ttl_seconds,
+                    partial(self._marks.of, _identity(location)),
+                ),
             )
             for alias, location in config.table_mapping.items()
         }
@@ -234,6 +245,7 @@ class ProxyService(MultiService):
             directory=directory,
             ttl_seconds=self._config.cache.metadata_ttl_seconds,
             observer=self.metrics,
+            mark=self._marks.of,
         )
 
     def apply(self, config: Config) -> None:
@@ -285,7 +297,16 @@ class ProxyService(MultiService):
             sts=asking.sts,
             forward=asking.forward,
             audit=self._audit,
+            writing=None if config.read_only else self._writing(tables),
             partitions=self._partitions,
+        )
+
+    def _writing(self, tables: Mapping[str, TableViews]) -> Writing:
+        return Writing(
+            {alias: TableWriter(table.store) for alias, table in tables.items()},
+            self._probes,
+            lambda alias: self._marks.set(tables[alias].identity),
+            self._defer_to_pool,
         )
 
     def _partitions(self, alias: str, path: str) -> tuple[Mapping[str, str | None], ...]:
@@ -502,6 +523,8 @@ def say_what_is_open(config: Config) -> None:
         _log.warn(
             "the proxy listens beyond loopback without tls: data and session tokens travel in the clear"
         )
+    if not config.read_only and not config.verifies and config.default_auth_mode is AuthMode.IAM:
+        _log.warn("readOnly is false and nobody is asked who they are: anybody may change the open tables")
     for name, user in config.users.items():
         if len(user.secret_key.value) < _SHORT_SECRET:
             _log.warn("the secret of {user} is short: it can be guessed from one request", user=name)

@@ -12,6 +12,7 @@ import shutil
 import urllib.parse
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
@@ -24,21 +25,25 @@ from delta_proxy.access.policy import Grant, Policy
 from delta_proxy.config import GetMode
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.catalog import LogCatalog
+from delta_proxy.delta.commit_probe import CommitProbes
 from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
 from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
+from delta_proxy.delta.write_marks import WriteMarks
 from delta_proxy.resources.root import RootResource
 from delta_proxy.resources.server import RequestRecord, S3Site
-from delta_proxy.resources.services import Anonymous, Services, Settings
+from delta_proxy.resources.services import Anonymous, Authenticator, Services, Settings
+from delta_proxy.resources.writing import Writing
 from delta_proxy.s3.request import Addressing
 from delta_proxy.s3.sigv4 import Credentials
 from delta_proxy.upstream.client import TableClient, Upstream
 from delta_proxy.upstream.credentials import StaticCredentials
 from delta_proxy.upstream.relay import Silence
 from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
+from delta_proxy.upstream.writer import TableWriter
 
 from .fakes.agent import MemoryAgent
 from .fakes.store import FakeStore
@@ -46,6 +51,7 @@ from .fakes.store import FakeStore
 BUCKET = "warehouse"
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 _STORE = StoreConfig(endpoint="http://store.test", region="us-east-1", addressing_style=AddressingStyle.PATH)
+_PIECE = 64 * 1024
 _CREDENTIALS = StaticCredentials(Credentials("key", "secret", None))
 
 
@@ -100,6 +106,9 @@ class MemoryProxy:
         memory_bytes: int = 1 << 26,
         get_mode: GetMode = GetMode.PROXY,
         filtered: bool = True,
+        read_only: bool = True,
+        authenticator: Authenticator | None = None,
+        location: Mapping[str, Any] | None = None,
     ) -> None:
         self.store = store or FakeStore(BUCKET)
         self.agent = MemoryAgent(self.store)
@@ -110,14 +119,21 @@ class MemoryProxy:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         upstream = Upstream(self.agent, self.clock, maybeDeferred, lambda: 0.0, Silence())
         tables = {
-            alias: upstream.table(TableLocation(BUCKET, alias, _STORE), _CREDENTIALS) for alias in grants
+            alias: upstream.table(TableLocation(BUCKET, alias, _STORE, **(location or {})), _CREDENTIALS)
+            for alias in grants
         }
+        self.marks = WriteMarks(folder)
         self.cache = self._make_cache(tables, folder)
         self.disk = DiskCache(folder, limit_bytes=disk_bytes, defer_to_pool=maybeDeferred, clock=self.clock)
         masks = parts.masks()
         views = parts.log_views(
             {
-                alias: TableViews(alias, TableRoot(BUCKET, alias), table, LogCatalog(self.clock, 120))
+                alias: TableViews(
+                    alias,
+                    TableRoot(BUCKET, alias),
+                    table,
+                    LogCatalog(self.clock, 120, partial(self.marks.of, alias)),
+                )
                 for alias, table in tables.items()
             },
             cache=self.cache,
@@ -134,14 +150,23 @@ class MemoryProxy:
         settings = Settings(
             addressing=Addressing("datalake", ()),
             region="us-east-1",
-            read_only=True,
+            read_only=read_only,
             get_mode=get_mode,
             proxy_partial=False,
             presign_expiry_seconds=300,
             never_redirect=(),
         )
         self.site = S3Site(
-            parts.root(Services(settings, Anonymous(), self.gate, tables, maybeDeferred)),
+            parts.root(
+                Services(
+                    settings,
+                    authenticator or Anonymous(),
+                    self.gate,
+                    tables,
+                    maybeDeferred,
+                    writing=None if read_only else self._writing(tables),
+                )
+            ),
             reactor=self.clock,
             on_finished=self.records.append,
         )
@@ -155,7 +180,12 @@ class MemoryProxy:
             clock=self.clock,
             defer_to_pool=maybeDeferred,
             directory=folder,
+            mark=self.marks.of,
         )
+
+    def _writing(self, tables: Mapping[str, TableClient]) -> Writing:
+        writers = {alias: TableWriter(table) for alias, table in tables.items()}
+        return Writing(writers, CommitProbes(), self.marks.set, maybeDeferred)
 
     def upload(self, table: pathlib.Path, alias: str) -> None:
         """Put every file of a folder into the store as the table of an alias."""
@@ -163,8 +193,10 @@ class MemoryProxy:
             if file.is_file():
                 self.store.put(f"{alias}/{file.relative_to(table).as_posix()}", file.read_bytes())
 
-    def request(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """The answer to one request, with the target exactly as given."""
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Answer:
+        """The answer to one request, with the target exactly as given and the body in pieces."""
         transport = StringTransport()
         channel: Any = self.site.buildProtocol(None)
         channel.makeConnection(transport)
@@ -172,6 +204,8 @@ class MemoryProxy:
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         before = len(self.records)
         channel.dataReceived("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        for start in range(0, len(body), _PIECE):
+            channel.dataReceived(body[start : start + _PIECE])
         for _ in range(200):
             if len(self.records) > before:
                 break
@@ -179,7 +213,8 @@ class MemoryProxy:
             self.clock.advance(0.1)
         else:
             raise AssertionError(f"{method} {target} is not answered")
-        head, _, body = transport.value().partition(b"\r\n\r\n")
+        received = transport.value().removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        head, _, body = received.partition(b"\r\n\r\n")
         status, *rest = head.decode("latin-1").split("\r\n")
         told = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
         return Answer(int(status.split()[1]), told, body, self.records[-1])

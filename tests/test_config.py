@@ -247,7 +247,10 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
         ({"metricsPort": 18080}, "metricsPort: 18080 is also the port"),
         ({"denyByDefault": "true"}, "denyByDefault: expected true or false, found a string"),
         ({"denyByDefault": 1}, "denyByDefault: expected true or false, found a number"),
-        ({"readOnly": False}, "readOnly: writes are not supported yet; expected true"),
+        (
+            {"tableMapping": {"t": {"uri": "s3://lake/t", "commitProbe": "no"}}},
+            'tableMapping.t.commitProbe: expected "on" or "off", found "no"',
+        ),
         ({"logView": "raw"}, 'logView: expected "filtered" or "passthrough", found "raw"'),
         ({"getMode": "stream"}, 'getMode: expected "presignedUrl" or "proxy", found "stream"'),
         ({"presignExpirySeconds": 0}, "presignExpirySeconds: expected a number from 1 to 604800, found 0"),

@@ -30,6 +30,7 @@ from .log import Checkpoint, LogSegment, NotATable, require_dense, select_histor
 from .paths import LOG_DIRECTORY, LogFile, LogKind, classify_log_name, commit_name
 from .scan import LogContent
 from .source import ListedFile, LogSource, TableSource
+from .write_marks import Mark, unmarked
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ class MetadataCache:
 
     `defer_to_pool(function, *arguments)` runs blocking work in threads. `directory` must exist; it may be
     shared by several processes. An index that was not looked after for `ttl_seconds` is advanced in the
-    background when used.
+    background when used; one whose table has another `mark` since is advanced first.
     """
 
     def __init__(
@@ -100,8 +101,9 @@ class MetadataCache:
         directory: Path,
         ttl_seconds: float = 120,
         observer: IndexObserver | None = None,
+        mark: Mark = unmarked,
     ) -> None:
-        self._tools = _Tools(clock, defer_to_pool, ttl_seconds, observer or _Unobserved())
+        self._tools = _Tools(clock, defer_to_pool, ttl_seconds, observer or _Unobserved(), mark)
         self._directory = directory
         self._tables: dict[str, _Table] = {}
         self.replace_sources(sources)
@@ -194,6 +196,7 @@ class _Tools:
     defer_to_pool: DeferToPool
     ttl: float
     observer: IndexObserver
+    mark: Mark
 
 
 class _Table:
@@ -207,6 +210,8 @@ class _Table:
         self._defer_to_pool = tools.defer_to_pool
         self._ttl = tools.ttl
         self._observer = tools.observer
+        self._mark = tools.mark
+        self._marked = 0
         self._lock = DeferredLock()
         self._index: TableIndex | None = None
         self._names: tuple[str, ...] = ()
@@ -236,6 +241,8 @@ class _Table:
         """The index, advanced in the background when it is old; at twice that age it decides nothing more."""
         if self._index is None:
             return await self._build_flight().wait()
+        if self._mark(self.place.identity) != self._marked:
+            return await self._listing_to_come(_REFRESH_SECONDS).wait()
         age = self._clock.seconds() - self._right_at
         if age >= self._ttl:
             listing = self._listing_to_come(_REFRESH_SECONDS)
@@ -313,10 +320,10 @@ class _Table:
 
     async def _load_or_build(self) -> TableIndex:
         """The index of an earlier process if it still fits the log, else a new one. The history follows."""
-        started = self._clock.seconds()
+        started, marked = self._clock.seconds(), self._mark(self.place.identity)
         loaded: TableIndex | None = await self._defer_to_pool(build.load, self.place)
         index = await self._built(None) if loaded is None else await self._advanced(loaded)
-        self._take(index, started)
+        self._take(index, started, marked)
         self._build_seconds = self._clock.seconds() - started
         self._observer.index_built(self._alias, index.rows, self._build_seconds)
         if not index.complete:
@@ -324,7 +331,7 @@ class _Table:
         return index
 
     async def _advance(self) -> TableIndex:
-        known, started = self._index, self._clock.seconds()
+        known, started, marked = self._index, self._clock.seconds(), self._mark(self.place.identity)
         if known is None:
             return await self._load_or_build()
         try:
@@ -332,14 +339,15 @@ class _Table:
         except NotATable:
             self._index = None
             raise
-        self._take(index, started)
+        self._take(index, started, marked)
         self._observer.index_advanced(self._alias, index.rows)
         if not index.complete and index.since != known.since:
             self._complete_flight()
         return index
 
-    def _take(self, index: TableIndex, started: float) -> None:
+    def _take(self, index: TableIndex, started: float, marked: int) -> None:
         self._index = index
+        self._marked = marked
         self._known_since = started
         self._right_at = self._clock.seconds()
 

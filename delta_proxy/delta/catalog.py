@@ -9,7 +9,7 @@ table may be replaced by another.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Final
@@ -54,11 +54,16 @@ class CatalogedStore:
 
 
 class LogCatalog:
-    """The immutable log files of one table, as last listed or asked for; the oldest knowledge goes first."""
+    """The immutable log files of one table, as last listed or asked for; the oldest knowledge goes first.
 
-    def __init__(self, clock: IReactorTime, ttl: float) -> None:
+    `mark` changes when the table's log is written to: nothing that was known before holds then.
+    """
+
+    def __init__(self, clock: IReactorTime, ttl: float, mark: Callable[[], int] = int) -> None:
         self._clock = clock
         self._ttl = ttl
+        self._mark = mark
+        self._marked = mark()
         self._known: OrderedDict[str, tuple[float, ObjectStat]] = OrderedDict()
 
     def learn(self, path: str, stat: ObjectStat) -> None:
@@ -78,6 +83,10 @@ class LogCatalog:
 
     def find(self, path: str) -> ObjectStat | None:
         """What is known of a path and not too old."""
+        marked = self._mark()
+        if marked != self._marked:
+            self._marked = marked
+            self._known.clear()
         found = self._known.get(path)
         if found is None or self._clock.seconds() - found[0] > self._ttl:
             return None

@@ -17,6 +17,7 @@ from delta_proxy.access.principals import Known, Principals
 from delta_proxy.access.sts import SessionTokens, is_session_key
 from delta_proxy.resources.base import annotate
 from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.errors import AccessDenied, InvalidAccessKeyId, InvalidToken, ServiceUnavailable
 from delta_proxy.s3.request import S3Request
 from delta_proxy.s3.sigv4 import EMPTY_SHA256, SigningKeys
@@ -45,6 +46,13 @@ class SigV4Authenticator:
         # A read has no body: whatever hash is announced must be that of nothing.
         bodiless = s3.method in {"GET", "HEAD"} and len(found.payload_hash or "") == _HEX_DIGITS
         return self._verified(s3, found, self.regions, "s3", EMPTY_SHA256 if bodiless else None)
+
+    def body_signing(self, s3: S3Request) -> ChunkSigning | None:
+        """What the signed chunks of an authenticated request's body are verified with. Raises S3Error."""
+        found = presented(s3)
+        if found is None:
+            raise AccessDenied
+        return ChunkSigning.of(found, self._find(found, self.now()).secret.value, self.keys)
 
     def caller(self, s3: S3Request, request: EdgeRequest, body_sha256: str) -> Principal:
         """The principal of a request to STS, whose clients sign the body and send no hash of it."""

@@ -9,12 +9,14 @@ from twisted.web.resource import Resource
 
 from delta_proxy.resources.base import ErrorResource
 from delta_proxy.resources.bucket import BucketResource, ServiceResource
+from delta_proxy.resources.bulk import BulkResource
 from delta_proxy.resources.cors import PreflightResource, mark
 from delta_proxy.resources.forward import ForwardResource
 from delta_proxy.resources.object import ObjectResource
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.resources.sts import StsResource
+from delta_proxy.resources.writes import WriteResource
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import parse_request
@@ -56,4 +58,6 @@ class RootResource(Resource):
             return StsResource(services, services.sts, s3)
         if not s3.bucket:
             return ServiceResource(services, s3)
+        if s3.operation.is_write:
+            return WriteResource(services, s3) if s3.key else BulkResource(services, s3)
         return ObjectResource(services, s3) if s3.key else BucketResource(services, s3)

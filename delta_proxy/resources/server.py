@@ -176,6 +176,9 @@ class EdgeRequest(server.Request):
         self._body_limit = 0
         self._chunks: list[bytes] = []
         self._reader: Deferred[bytes] | None = None
+        self._streamer: Deferred[bytes] | None = None
+        self._least = 0
+        self._held = 0
         self._refusal: S3Error | None = None
 
     @property
@@ -298,7 +301,8 @@ class EdgeRequest(server.Request):
 
     def connectionLost(self, reason: Failure) -> None:
         """The client is gone, or is about to be."""
-        reader, self._reader = self._reader, None
+        reader, self._reader = self._reader or self._streamer, None
+        self._streamer = None
         super().connectionLost(reason)
         if reader is not None:
             reader.errback(reason)
@@ -329,9 +333,12 @@ class EdgeRequest(server.Request):
         if self.finished or self._disconnected:
             return
         self.bytes_received += len(data)
+        self._held += len(data)
         self._chunks.append(data)
-        if self._reader is None:
-            if self.bytes_received > _HELD_BODY_BYTES:
+        if self._streamer is not None:
+            self._hand_on()
+        elif self._reader is None:
+            if self._held > _HELD_BODY_BYTES:
                 self.channel.pause_reading()
         elif self.bytes_received > self._body_limit:
             self._end_body(EntityTooLarge())
@@ -339,7 +346,9 @@ class EdgeRequest(server.Request):
     def body_received(self) -> None:
         """The channel received the last byte of the body."""
         self._body_complete = True
-        if self._reader is not None:
+        if self._streamer is not None:
+            self._hand_on()
+        elif self._reader is not None:
             self._end_body(None)
 
     def read_body(self, limit: int | None = None) -> Deferred[bytes]:
@@ -361,6 +370,43 @@ class EdgeRequest(server.Request):
                 self.channel.send_continue()
             self.channel.await_body()
         return reader
+
+    @property
+    def body_length(self) -> int | None:
+        """The body's size in bytes as the head announces it; None when it is not known before its end."""
+        announced = self._length != 0 or any(
+            name.lower() == b"content-length" for name, _ in self.raw_headers
+        )
+        return self._length if announced else None
+
+    def read_some(self, least: int = 1) -> Deferred[bytes]:
+        """The next bytes of the body, at least that many unless it ends; b"" at its end.
+
+        Until it is called, the client is told nothing and not much is read, so whoever reads piece by piece
+        holds next to nothing. The client has `body_seconds` for each call. Fails as `read_body` does, which
+        must not be called beside it.
+        """
+        streamer: Deferred[bytes] = Deferred()
+        self._streamer, self._least = streamer, least
+        if self._expects_continue and not self.bytes_received and not self._body_complete:
+            self._expects_continue = False
+            self.channel.send_continue()
+        if not self._hand_on():
+            self.channel.await_body()
+        return streamer
+
+    def _hand_on(self) -> bool:
+        """Give what is there to whoever reads piece by piece, if it is enough."""
+        if not self._body_complete and self._held < self._least:
+            return False
+        streamer, self._streamer = self._streamer, None
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        self.channel.body_ended()
+        if streamer is not None:
+            streamer.callback(data)
+        return True
 
     def _end_body(self, error: S3Error | None) -> None:
         reader, self._reader = self._reader, None

@@ -13,6 +13,7 @@ from delta_proxy.config import GetMode
 from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import Gate
 from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.cors import CorsRule
 from delta_proxy.s3.request import Addressing, S3Request
 from delta_proxy.upstream.client import TableClient
@@ -21,6 +22,7 @@ from delta_proxy.upstream.spool import DeferToPool
 if TYPE_CHECKING:
     from delta_proxy.resources.forward import Forwarding
     from delta_proxy.resources.sts import SessionService
+    from delta_proxy.resources.writing import Writing
 
 
 class Authenticator(Protocol):
@@ -28,6 +30,10 @@ class Authenticator(Protocol):
 
     async def authenticate(self, s3: S3Request, request: EdgeRequest) -> Principal:
         """The principal. Raises S3Error when the request proves nobody."""
+        ...
+
+    def body_signing(self, s3: S3Request) -> ChunkSigning | None:
+        """What the chunks of the request's body are verified with, None where nobody's secret is known."""
         ...
 
 
@@ -38,6 +44,10 @@ class Anonymous:
         """Anybody."""
         request.note.auth = AuthKind.ANONYMOUS.value
         return ANONYMOUS
+
+    def body_signing(self, s3: S3Request) -> ChunkSigning | None:
+        """Nothing: an announced hash, or the store, protects the body."""
+        return None
 
 
 @attrs.frozen
@@ -66,8 +76,9 @@ class Services:
     """Settings, who asks, what they may read, and where the tables lie.
 
     `sts` gives sessions, None where there are no principals; `forward` is the way for requests that the store
-    verifies. `audit` is None without an audit log; `partitions` gives it the sets of partition values that a
-    path of a table ever had, as far as they are at hand.
+    verifies; `writing` carries out writes, None in read-only mode. `audit` is None without an audit log;
+    `partitions` gives it the sets of partition values that a path of a table ever had, as far as they are at
+    hand.
     """
 
     settings: Settings
@@ -78,6 +89,7 @@ class Services:
     sts: SessionService | None = None
     forward: Forwarding | None = None
     audit: AuditLog | None = None
+    writing: Writing | None = None
     partitions: Callable[[str, str], PartitionValues] = _unknown_values
 
     def close(self, content: OpenFile | bytes) -> None:

@@ -178,17 +178,19 @@ def complete_document(parts: Iterable[Part]) -> bytes:
     return _document("CompleteMultipartUpload", "".join(listed))
 
 
-def document_of(body: bytes, *names: str) -> ElementOf:
-    """A store's document of one of these names, or its Error. Raises MalformedDocument for another."""
-    root = parse_document(body)
-    if local_name(root) not in {*names, "Error"}:
-        raise MalformedDocument(f"a {local_name(root)[:100]} in place of {' or '.join(names)}")
-    return ElementOf(root)
+def document_of(body: bytes) -> ElementOf:
+    """A store's document; stores differ in what they call it. Raises MalformedDocument for an Error."""
+    document = ElementOf(parse_document(body))
+    if document.name == "Error":
+        raise MalformedDocument("an Error in place of a result")
+    return document
 
 
-def rewritten(document: ElementOf, texts: Mapping[str, str], left_out: Collection[str] = ()) -> bytes:
-    """The document with other texts in the elements of these names, and without some."""
-    return _document(document.name, _children(document.root, texts, frozenset(left_out), _DEPTH))
+def rewritten(
+    document: ElementOf, name: str, texts: Mapping[str, str], left_out: Collection[str] = ()
+) -> bytes:
+    """The document under this name, with other texts in the elements named, and without some."""
+    return _document(name, _children(document.root, texts, frozenset(left_out), _DEPTH))
 
 
 def upload_query(params: Mapping[str, str], max_uploads: int) -> UploadQuery:
@@ -205,9 +207,7 @@ def upload_query(params: Mapping[str, str], max_uploads: int) -> UploadQuery:
 
 def parse_uploads(body: bytes) -> UploadPage:
     """A store's ListMultipartUploadsResult. Raises MalformedDocument."""
-    document = document_of(body, "ListMultipartUploadsResult")
-    if document.name == "Error":
-        raise MalformedDocument("an Error in place of a ListMultipartUploadsResult")
+    document = document_of(body)
     encoded = document.text("EncodingType") == "url"
     uploads, prefixes = [], []
     for child in document.root:

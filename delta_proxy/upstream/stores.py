@@ -53,6 +53,13 @@ class StoreConfig:
     addressing_style: AddressingStyle = AddressingStyle.AUTO
 
 
+class CommitProbe(Enum):
+    """Whether it is tried, before the first write, that a store honours If-None-Match."""
+
+    ON = "on"
+    OFF = "off"
+
+
 @attrs.frozen
 class TableLocation:
     """The root of a table. `prefix` has no slash at either end; "" is a table at the root of its bucket."""
@@ -60,6 +67,7 @@ class TableLocation:
     bucket: str
     prefix: str
     store: StoreConfig = StoreConfig()
+    commit_probe: CommitProbe = CommitProbe.ON
 
     def key(self, path: str) -> str:
         """The object key of a path relative to the table root."""

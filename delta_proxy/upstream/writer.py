@@ -254,7 +254,7 @@ class TableWriter:
 def document(written: Written, parse: Callable[[bytes], Any]) -> Any:
     """What a store's document says. Raises InternalError for one that cannot be understood."""
     try:
-        return parse(written.body)
+        return parse(written.body.strip())
     except xml.MalformedDocument as error:
         _log.error("the store's answer is no document of S3: {error}", error=str(error))
         raise InternalError from None

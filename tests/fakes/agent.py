@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,13 @@ from .store import FakeStore
 class _Asked:
     """The part of a twisted.web request that a FakeStore uses."""
 
-    def __init__(self, method: bytes, uri: bytes, headers: Headers | None) -> None:
+    def __init__(self, method: bytes, uri: bytes, headers: Headers | None, body: bytes) -> None:
         self.method = method
         self.uri = uri
         self.requestHeaders = headers or Headers()
         self.responseHeaders = Headers()
         self.code = 200
+        self.content = io.BytesIO(body)
 
     def setResponseCode(self, code: int) -> None:
         """Take the status."""
@@ -61,6 +63,17 @@ class _Response:
         """There is none."""
 
 
+class _Sent:
+    """What a producer has written."""
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    def write(self, data: bytes) -> None:
+        """Some more."""
+        self.body += data
+
+
 @implementer(IAgent)
 class MemoryAgent:
     """Requests go to the store without a network. `before` is told of each, and may change the store."""
@@ -72,12 +85,25 @@ class MemoryAgent:
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: Any = None
     ) -> Deferred[IResponse]:
-        """The store's answer."""
+        """The store's answer, once it has the whole body; a body given up never reaches it."""
         target = b"/" + uri.split(b"/", 3)[3]
+        if bodyProducer is None:
+            return succeed(self._answer(method, target, headers, b""))
+        sent = _Sent()
+        produced: Deferred[None] = bodyProducer.startProducing(sent)
+        return produced.addCallback(lambda _: self._whole(method, target, headers, sent, bodyProducer.length))
+
+    def _whole(
+        self, method: bytes, target: bytes, headers: Headers | None, sent: _Sent, length: int
+    ) -> IResponse:
+        assert len(sent.body) == length
+        return self._answer(method, target, headers, sent.body)
+
+    def _answer(self, method: bytes, target: bytes, headers: Headers | None, body: bytes) -> IResponse:
         self.before(f"{method.decode()} {target.decode()}")
-        asked: Any = _Asked(method, target, headers)
-        body = self._store.render(asked)
+        asked: Any = _Asked(method, target, headers, body)
+        answer = self._store.render(asked)
         lengths = asked.responseHeaders.getRawHeaders("content-length")
-        length = int(lengths[0]) if lengths else len(body)
-        response: IResponse = _Response(asked.code, asked.responseHeaders, body, length)
-        return succeed(response)
+        length = int(lengths[0]) if lengths else len(answer)
+        response: IResponse = _Response(asked.code, asked.responseHeaders, answer, length)
+        return response

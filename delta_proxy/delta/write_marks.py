@@ -1,0 +1,56 @@
+"""When the log of a table was last written to, told to every process that has the same cache directory.
+
+What is remembered of a log (which files it has, how far it goes) holds for as long as nobody wrote to it
+through a proxy beside this one: a mark is a file whose time is looked at before what is remembered is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from delta_proxy.delta.directory import private_directory
+from delta_proxy.upstream.stores import has_dot_segments
+
+from .paths import LOG_DIRECTORY
+
+Mark = Callable[[str], int]
+"""From the identity of a table to a number that changes with each write to its log."""
+
+
+def unmarked(identity: str) -> int:
+    """The mark of tables that are not written to."""
+    return 0
+
+
+def is_of_the_log(path: str) -> bool:
+    """Whether a write to this path may change the log: a store over a file system walks dot segments."""
+    return path.startswith(LOG_DIRECTORY) or has_dot_segments(path)
+
+
+class WriteMarks:
+    """The marks in a directory, which is made. Reading one costs a call of stat."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = private_directory(directory / "writes")
+
+    def of(self, identity: str) -> int:
+        """The mark of a table now; 0 for one that was never written to."""
+        try:
+            return os.stat(self._file(identity)).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def set(self, identity: str) -> None:
+        """The log of a table was written to, or may have been. Blocks on the disk. Raises OSError."""
+        file = self._file(identity)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+        # The clock of file systems is too coarse to tell two writes in a row apart.
+        moment = max(time.time_ns(), os.stat(file).st_mtime_ns + 1)
+        os.utime(file, ns=(moment, moment))
+
+    def _file(self, identity: str) -> str:
+        return f"{self._directory}/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"

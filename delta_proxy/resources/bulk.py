@@ -1,0 +1,214 @@
+"""The writes of the bucket: DeleteObjects, and ListMultipartUploads, which belongs to the writing side."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from delta_proxy.access.identity import Principal
+from delta_proxy.access.writing import writing_barred
+from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource, annotate
+from delta_proxy.resources.bodies import whole
+from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.writes import body_of
+from delta_proxy.resources.writing import Writing, admitted
+from delta_proxy.s3 import errors, write_xml
+from delta_proxy.s3.checksums import encoded
+from delta_proxy.s3.errors import (
+    AccessDenied,
+    InvalidArgument,
+    InvalidRequest,
+    MethodNotAllowed,
+    NoSuchKey,
+    S3Error,
+)
+from delta_proxy.s3.operation import Operation
+from delta_proxy.s3.payload import announces_checksum
+from delta_proxy.s3.request import split_key
+from delta_proxy.s3.write_xml import Deleted, OpenUpload, UploadPage, UploadQuery
+from delta_proxy.upstream.stores import leaves_root
+from delta_proxy.upstream.writer import TableWriter, Write, document
+
+_LAST_CODE_POINT = "\U0010ffff"
+_MAX_UPLOADS = 1000
+_NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+
+class BulkResource(S3Resource):
+    """`/<bucket>`, written to."""
+
+    async def answer(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
+        """DeleteObjects or ListMultipartUploads."""
+        if self.services.writing is None:
+            raise MethodNotAllowed("The proxy is read-only.")
+        if self.s3.operation is Operation.DELETE_OBJECTS:
+            return await self._delete(principal, request)
+        return await self._uploads(self.services.writing, principal)
+
+    async def _delete(self, principal: Principal, request: EdgeRequest) -> Answer:
+        if not any(self._writable(principal)):
+            raise AccessDenied
+        payload = body_of(self.services, self.s3, request)
+        if not announces_checksum(self.s3) and payload.sha256 is None:
+            raise InvalidRequest("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
+        body, _ = await whole(request, payload, request.site.limits.body)
+        asked = write_xml.parse_delete(body)
+        tables, outcomes = _by_alias(asked.keys), dict[str, Deleted]()
+        if len(tables) == 1:
+            alias, path = split_key(_common_beginning(asked.keys))
+            annotate(request, table=alias, path=path)
+        for alias, keys in tables.items():
+            outcomes.update(await self._delete_of(principal, alias, keys, request))
+        told = [outcomes[key] for key in dict.fromkeys(asked.keys)]
+        return Answer(200, XML, write_xml.delete_result(told, quiet=asked.quiet))
+
+    async def _delete_of(
+        self, principal: Principal, alias: str, keys: list[str], request: EdgeRequest
+    ) -> dict[str, Deleted]:
+        """What became of the keys of one table; one that is closed refuses each of its own."""
+        try:
+            writer = await admitted(self.services, principal, alias, request)
+            return await self._deleted(writer, alias, keys)
+        except AccessDenied as error:
+            return {key: Deleted(key, error.code, error.default_message) for key in keys}
+
+    async def _deleted(self, writer: TableWriter, alias: str, keys: list[str]) -> dict[str, Deleted]:
+        outcomes = {key: Deleted(key) for key in keys}
+        paths = {key: path for key in keys if (path := split_key(key)[1])}
+        stored: dict[str, str] = {}
+        for key, path in paths.items():
+            try:
+                stored[writer.location.object_key(path)] = key
+            except NoSuchKey as error:
+                outcomes[key] = Deleted(key, AccessDenied.code, error.default_message)
+        if stored:
+            try:
+                for name, code in (await _delete_in_store(writer, stored)).items():
+                    if name in stored:
+                        outcomes[stored[name]] = _outcome(stored[name], code)
+            finally:
+                if self.services.writing is not None:
+                    await self.services.writing.written(alias, *paths.values())
+        return outcomes
+
+    async def _uploads(self, writing: Writing, principal: Principal) -> Answer:
+        params = dict(self.s3.query)
+        query = write_xml.upload_query(params, _max_uploads(params.get("max-uploads")))
+        page = await self._page(writing, principal, query)
+        bucket = self.services.settings.addressing.bucket
+        return Answer(200, XML, write_xml.list_uploads(page, query, bucket=bucket))
+
+    async def _page(self, writing: Writing, principal: Principal, query: UploadQuery) -> UploadPage:
+        """The open uploads of the tables that the principal may write to, one table after another."""
+        uploads: list[OpenUpload] = []
+        prefixes: list[str] = []
+        for alias in self._listed(principal, query):
+            if len(uploads) + len(prefixes) >= query.max_uploads:
+                last = uploads[-1] if uploads else OpenUpload(prefixes[-1], "")
+                return UploadPage(tuple(uploads), tuple(prefixes), True, last.key, last.upload_id)
+            left = query.max_uploads - len(uploads) - len(prefixes)
+            page = await _uploads_of(writing.writers[alias], alias, attrs.evolve(query, max_uploads=left))
+            uploads += page.uploads
+            prefixes += page.prefixes
+            if page.truncated:
+                return attrs.evolve(page, uploads=tuple(uploads), prefixes=tuple(prefixes))
+        return UploadPage(tuple(uploads), tuple(prefixes))
+
+    def _listed(self, principal: Principal, query: UploadQuery) -> Iterable[str]:
+        """The aliases below which there may be something, in the order of their keys."""
+        for alias in sorted(self._writable(principal), key=lambda alias: alias + "/"):
+            root = alias + "/"
+            within = root.startswith(query.prefix) or query.prefix.startswith(root)
+            if within and query.key_marker < root + _LAST_CODE_POINT:
+                yield alias
+
+    def _writable(self, principal: Principal) -> Iterable[str]:
+        read_only = self.services.settings.read_only
+        for table in self.services.gate.tables(principal):
+            if writing_barred(principal, table.grant, read_only=read_only) is None:
+                yield table.alias
+
+
+async def _delete_in_store(writer: TableWriter, keys: Mapping[str, str]) -> dict[str, str]:
+    body = write_xml.delete_document(keys)
+    query, headers = (("delete", ""),), (*XML, ("content-md5", _md5(body)))
+    written = await writer.send(Write("DeleteObjects", "POST", None, query, headers, body))
+    outcome: dict[str, str] = document(written, write_xml.parse_delete_result)
+    return outcome
+
+
+async def _uploads_of(writer: TableWriter, alias: str, query: UploadQuery) -> UploadPage:
+    """The open uploads of one table that the query asks for, by the client's keys."""
+    root, location = alias + "/", writer.location
+    prefix = query.prefix.removeprefix(root) if query.prefix.startswith(root) else ""
+    if leaves_root(prefix.rpartition("/")[0] + "/-"):
+        return UploadPage()
+    marker = query.key_marker.removeprefix(root) if query.key_marker.startswith(root) else ""
+    given = {
+        "prefix": location.key(prefix),
+        "delimiter": query.delimiter,
+        "key-marker": location.key(marker) if marker else "",
+        "upload-id-marker": query.upload_id_marker if marker else "",
+    }
+    asked = [("uploads", ""), ("encoding-type", "url"), ("max-uploads", str(query.max_uploads))]
+    asked += [(name, value) for name, value in given.items() if value]
+    written = await writer.send(Write("ListMultipartUploads", "GET", None, tuple(asked)))
+    page: UploadPage = document(written, write_xml.parse_uploads)
+    return _as_asked(page, location.key(""), root)
+
+
+def _as_asked(page: UploadPage, stored_root: str, root: str) -> UploadPage:
+    """The page with the client's keys; what lies beside the table is left out."""
+
+    def own(key: str) -> str:
+        return root + key[len(stored_root) :]
+
+    return UploadPage(
+        tuple(
+            attrs.evolve(each, key=own(each.key)) for each in page.uploads if each.key.startswith(stored_root)
+        ),
+        tuple(own(prefix) for prefix in page.prefixes if prefix.startswith(stored_root)),
+        page.truncated,
+        own(page.next_key) if page.next_key else "",
+        page.next_upload_id,
+    )
+
+
+def _common_beginning(keys: tuple[str, ...]) -> str:
+    first, last = min(keys), max(keys)
+    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(differ, len(first))]
+
+
+def _by_alias(keys: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in dict.fromkeys(keys):
+        found.setdefault(split_key(key)[0], []).append(key)
+    return found
+
+
+def _outcome(key: str, code: str) -> Deleted:
+    """What the client is told of a key: the store's code where it is one of S3's, the proxy's words."""
+    known = getattr(errors, code, None) if code else None
+    if not code or known is NoSuchKey:
+        return Deleted(key)
+    told = known if isinstance(known, type) and issubclass(known, S3Error) else errors.InternalError
+    return Deleted(key, told.code, told.default_message)
+
+
+def _max_uploads(text: str | None) -> int:
+    if text in {None, ""}:
+        return _MAX_UPLOADS
+    if not _NUMBER.fullmatch(text or ""):
+        raise InvalidArgument(
+            "Provided max-uploads not an integer or within integer range",
+            fields={"ArgumentName": "max-uploads", "ArgumentValue": (text or "")[:100]},
+        )
+    return min(int(text or ""), _MAX_UPLOADS)
+
+
+def _md5(body: bytes) -> str:
+    return encoded(hashlib.md5(body, usedforsecurity=False).digest())

@@ -1,0 +1,64 @@
+"""What the resources that write share: who is let in, and what is told when something was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from delta_proxy.access.identity import Principal
+from delta_proxy.access.writing import Bar, writing_barred
+from delta_proxy.delta.commit_probe import CommitProbes
+from delta_proxy.delta.gate import GrantedTable
+from delta_proxy.delta.write_marks import is_of_the_log
+from delta_proxy.resources.base import annotate
+from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.services import Services
+from delta_proxy.s3.errors import AccessDenied, MethodNotAllowed
+from delta_proxy.upstream.spool import DeferToPool
+from delta_proxy.upstream.writer import TableWriter
+
+
+@attrs.frozen
+class Writing:
+    """What carries out writes, by alias.
+
+    `mark(alias)` tells every process that the log of the table was written to; it blocks on the disk.
+    """
+
+    writers: Mapping[str, TableWriter]
+    probes: CommitProbes
+    mark: Callable[[str], None]
+    defer_to_pool: DeferToPool
+
+    async def written(self, alias: str, *paths: str) -> None:
+        """Something was written, or may have been: what is remembered of the log does not hold any more."""
+        if any(map(is_of_the_log, paths)):
+            await self.defer_to_pool(self.mark, alias)
+
+
+def let_in(services: Services, principal: Principal, alias: str, request: EdgeRequest) -> Writing:
+    """The way to write to a table, for whom it is open. Raises AccessDenied, MethodNotAllowed."""
+    opened = services.gate.open(principal, alias)
+    grant = opened.grant if isinstance(opened, GrantedTable) else None
+    bar = writing_barred(principal, grant, read_only=services.settings.read_only)
+    writing = services.writing
+    if bar is None and writing is not None:
+        annotate(request, decision="allowed")
+        return writing
+    bar = bar or Bar.READ_ONLY_PROXY
+    annotate(request, decision=bar.name.lower(), reason=bar.value)
+    if bar is Bar.READ_ONLY_PROXY:
+        raise MethodNotAllowed("The proxy is read-only.")
+    raise AccessDenied
+
+
+async def admitted(services: Services, principal: Principal, alias: str, request: EdgeRequest) -> TableWriter:
+    """What writes to a table, for whom it is open and when its store can be trusted with commits.
+
+    Raises AccessDenied, MethodNotAllowed, and as `CommitProbes.check`.
+    """
+    writing = let_in(services, principal, alias, request)
+    writer = writing.writers[alias]
+    await writing.probes.check(writer)
+    return writer

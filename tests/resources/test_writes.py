@@ -1,0 +1,475 @@
+"""Writing through the resources onto a store in memory: who may, what arrives, what is told."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+import attrs
+import pytest
+
+from delta_proxy.access.identity import ANONYMOUS, Principal
+from delta_proxy.access.policy import NOTHING, Grant, parse_filters
+from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.services import Anonymous
+from delta_proxy.s3.request import S3Request
+from delta_proxy.upstream.stores import CommitProbe
+from tests.fakes.store import FakeStore
+from tests.fakes.writing import WritableStore
+from tests.memory import BUCKET, Answer, MemoryProxy
+
+LARGE = 700_001
+EVERYTHING: Mapping[str, Grant | None] = {"t": None, "u": None}
+
+
+class Reader(Anonymous):
+    """Everybody is a user who may only read."""
+
+    async def authenticate(self, s3: S3Request, request: EdgeRequest) -> Principal:
+        return attrs.evolve(ANONYMOUS, read_only=True)
+
+
+def proxy_of(
+    folder: pathlib.Path, grants: Mapping[str, Grant | None] = EVERYTHING, **more: Any
+) -> MemoryProxy:
+    options = {"read_only": False, "location": {"commit_probe": CommitProbe.OFF}, **more}
+    return MemoryProxy(folder / "cache", grants, **{"store": WritableStore(BUCKET), **options})
+
+
+@pytest.fixture
+def proxy(tmp_path: pathlib.Path) -> MemoryProxy:
+    return proxy_of(tmp_path)
+
+
+def objects(proxy: MemoryProxy) -> dict[str, bytes]:
+    return {key: found.body for key, found in proxy.store.objects.items()}
+
+
+def store_of(proxy: MemoryProxy) -> WritableStore:
+    assert isinstance(proxy.store, WritableStore)
+    return proxy.store
+
+
+def put(
+    proxy: MemoryProxy, key: str, body: bytes, headers: Mapping[str, str] | None = None, query: str = ""
+) -> Answer:
+    fields = {"Content-Length": str(len(body)), **(headers or {})}
+    return proxy.request("PUT", f"/datalake/{key}{query}", fields, body)
+
+
+def post(proxy: MemoryProxy, target: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+    return proxy.request("POST", target, {"Content-Length": str(len(body)), **(headers or {})}, body)
+
+
+def code(answer: Answer) -> str:
+    return ElementTree.fromstring(answer.body).findtext("Code") or ""
+
+
+def text(answer: Answer, name: str) -> str:
+    root = ElementTree.fromstring(answer.body)
+    return root.findtext(f"{{http://s3.amazonaws.com/doc/2006-03-01/}}{name}") or ""
+
+
+def md5(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body).digest()).decode()
+
+
+def deletion(*keys: str, quiet: bool = False) -> bytes:
+    listed = "".join(f"<Object><Key>{key}</Key></Object>" for key in keys)
+    return f"<Delete>{listed}<Quiet>{str(quiet).lower()}</Quiet></Delete>".encode()
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 256 * 1024, 256 * 1024 + 1, LARGE])
+def test_a_body_arrives_whatever_its_size(proxy: MemoryProxy, size: int) -> None:
+    body = os.urandom(size)
+    answer = put(proxy, "t/part-0.parquet", body)
+    assert (answer.status, answer.headers["etag"]) == (200, f'"{hashlib.md5(body).hexdigest()}"')
+    assert objects(proxy) == {"t/part-0.parquet": body}
+
+
+WRITES = [
+    ("PUT", "/datalake/t/x"),
+    ("DELETE", "/datalake/t/x"),
+    ("POST", "/datalake/t/x?uploads"),
+    ("PUT", "/datalake/t/x?partNumber=1&uploadId=1"),
+    ("GET", "/datalake/t/x?uploadId=1"),
+    ("POST", "/datalake/t/x?uploadId=1"),
+    ("DELETE", "/datalake/t/x?uploadId=1"),
+    ("POST", "/datalake?delete"),
+]
+CLOSED: list[tuple[dict[str, Any], int, str]] = [
+    ({"read_only": True}, 405, "refused"),
+    ({"grants": {"t": parse_filters([{"p": "a"}])}}, 403, "restricted"),
+    ({"grants": {"t": NOTHING}}, 403, "restricted"),
+    ({"authenticator": Reader()}, 403, "read_only_user"),
+]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+@pytest.mark.parametrize(("method", "target"), WRITES)
+def test_who_may_not_write_is_refused_before_a_byte_is_asked_for(
+    tmp_path: pathlib.Path, method: str, target: str, closed: tuple[dict[str, Any], int, str]
+) -> None:
+    options, status, decision = closed
+    proxy = proxy_of(tmp_path, **options)
+    proxy.store.put("t/x", b"old")
+    # The body never comes: an answer is there only if nobody waits for it.
+    fields = {"Content-Length": "1000", "Expect": "100-continue", "Content-MD5": md5(b"")}
+    if method == "GET":
+        fields = {}
+    answer = proxy.request(method, target, fields)
+    assert answer.status == status
+    if "?delete" not in target:
+        assert answer.decision == decision
+    assert objects(proxy) == {"t/x": b"old"}
+    assert answer.record.bytes_received == 0
+
+
+def test_the_open_uploads_of_a_closed_table_are_not_listed(tmp_path: pathlib.Path) -> None:
+    proxy = proxy_of(tmp_path, {"t": None, "u": parse_filters([{"p": "a"}])})
+    for key in ("t/a", "t/b", "u/c", "elsewhere/d"):
+        store_of(proxy).uploads[key] = attrs.evolve(_upload(key))
+    answer = proxy.request("GET", "/datalake?uploads")
+    keys = [found.text for found in ElementTree.fromstring(answer.body).iter() if found.tag.endswith("}Key")]
+    assert keys == ["t/a", "t/b"]
+
+
+def _upload(key: str) -> Any:
+    from tests.fakes.writing import Upload
+
+    return Upload(key)
+
+
+def test_open_uploads_come_in_pages(proxy: MemoryProxy) -> None:
+    for key in ("t/a", "t/b", "u/c", "u/d"):
+        store_of(proxy).uploads[f"id-{key}"] = _upload(key)
+    seen, marker = [], ""
+    for _ in range(4):
+        answer = proxy.request("GET", f"/datalake?uploads&max-uploads=1{marker}")
+        root = ElementTree.fromstring(answer.body)
+        seen += [found.text for found in root.iter() if found.tag.endswith("}Key")]
+        key, upload_id = text(answer, "NextKeyMarker"), text(answer, "NextUploadIdMarker")
+        marker = f"&key-marker={key}&upload-id-marker={upload_id}"
+    assert seen == ["t/a", "t/b", "u/c", "u/d"]
+    assert text(answer, "IsTruncated") == "false"
+
+
+@pytest.mark.parametrize("key", ["t", "elsewhere/x", "t/../u/x", "t/a/../../x"])
+def test_nothing_is_written_outside_the_tables(proxy: MemoryProxy, key: str) -> None:
+    answer = put(proxy, key, b"x")
+    assert answer.status in {403, 404}
+    assert objects(proxy) == {}
+    if not key.startswith("t"):
+        assert answer.decision == "no_grant"
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"x-amz-content-sha256": "0" * 64}, "XAmzContentSHA256Mismatch"),
+        ({"Content-MD5": md5(b"other")}, "BadDigest"),
+        ({"Content-MD5": "short"}, "InvalidDigest"),
+        ({"x-amz-checksum-crc32": "AAAAAA=="}, "BadDigest"),
+        ({"x-amz-checksum-crc64nvme": "AAAAAAAAAAA="}, "BadDigest"),
+        ({"x-amz-checksum-crc32c": "AAAA"}, "InvalidRequest"),
+        ({"x-amz-checksum-crc32": "AAAAAA==", "x-amz-checksum-crc32c": "AAAAAA=="}, "InvalidRequest"),
+        ({"x-amz-checksum-nonsense": "AAAA"}, "InvalidRequest"),
+    ],
+)
+def test_a_body_that_is_not_what_was_announced_is_not_stored(
+    proxy: MemoryProxy, size: int, headers: dict[str, str], expected: str
+) -> None:
+    answer = put(proxy, "t/x", os.urandom(size), headers)
+    assert (answer.status, code(answer)) == (400, expected)
+    assert objects(proxy) == {}
+
+
+def test_a_body_without_a_length_is_refused(proxy: MemoryProxy) -> None:
+    answer = proxy.request("PUT", "/datalake/t/x", {"Transfer-Encoding": "chunked"})
+    assert (answer.status, code(answer)) == (411, "MissingContentLength")
+    assert proxy.request("PUT", "/datalake/t/x").status == 411
+
+
+def test_a_body_without_a_checksum_is_stored_under_the_hash_the_client_signed(proxy: MemoryProxy) -> None:
+    body = os.urandom(LARGE)
+    sha256 = hashlib.sha256(body).hexdigest()
+    assert put(proxy, "t/x", body, {"x-amz-content-sha256": sha256}).status == 200
+    assert proxy.store.requests[-1].headers.get("x-amz-content-sha256") == sha256
+
+
+def test_metadata_goes_with_the_object(proxy: MemoryProxy) -> None:
+    fields = {
+        "Content-Type": "text/plain",
+        "Cache-Control": "no-store",
+        "Content-Encoding": "aws-chunked,gzip",
+        "x-amz-meta-colour": "blue",
+        "x-amz-tagging": "a=b",
+        "x-amz-storage-class": "STANDARD_IA",
+        "x-amz-server-side-encryption": "AES256",
+    }
+    assert put(proxy, "t/x", b"x", fields).status == 200
+    stored = dict(store_of(proxy).fields["t/x"])
+    wanted = {name.lower(): value for name, value in fields.items()}
+    assert {name: stored.get(name) for name in wanted} == {**wanted, "content-encoding": "gzip"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x-amz-acl": "public-read"},
+        {"x-amz-grant-read": "everybody"},
+        {"x-amz-object-lock-mode": "GOVERNANCE"},
+        {"x-amz-write-offset-bytes": "0"},
+        {"x-amz-website-redirect-location": "/"},
+    ],
+)
+def test_what_does_more_than_store_bytes_is_not_implemented(
+    proxy: MemoryProxy, fields: dict[str, str]
+) -> None:
+    answer = put(proxy, "t/x", b"x", fields)
+    assert (answer.status, code(answer)) == (501, "NotImplemented")
+    assert objects(proxy) == {}
+
+
+def test_a_condition_is_the_stores_to_judge(proxy: MemoryProxy) -> None:
+    assert put(proxy, "t/x", b"first", {"If-None-Match": "*"}).status == 200
+    answer = put(proxy, "t/x", b"second", {"If-None-Match": "*"})
+    assert (answer.status, code(answer)) == (412, "PreconditionFailed")
+    assert objects(proxy) == {"t/x": b"first"}
+
+
+@pytest.mark.parametrize("grants", [EVERYTHING])
+def test_a_store_without_conditions_is_not_written_to(
+    tmp_path: pathlib.Path, grants: Mapping[str, Grant | None]
+) -> None:
+    store = WritableStore(BUCKET, honours_conditions=False)
+    proxy = proxy_of(tmp_path, grants, store=store, location={})
+    answer = put(proxy, "t/x", b"x")
+    assert (answer.status, code(answer)) == (501, "NotImplemented")
+    assert b"does not honour If-None-Match" in answer.body
+    assert objects(proxy) == {}
+
+
+def test_a_store_is_tried_once_and_nothing_of_the_trial_is_left(tmp_path: pathlib.Path) -> None:
+    proxy = proxy_of(tmp_path, location={})
+    for name in ("x", "y"):
+        assert put(proxy, f"t/{name}", b"x").status == 200
+    assert put(proxy, "u/z", b"x").status == 200
+    assert sorted(objects(proxy)) == ["t/x", "t/y", "u/z"]
+    keys = [asked.key for asked in proxy.store.requests]
+    probes = [key for key in keys if "probe" in key]
+    assert len(probes) == 3
+    assert all(key.startswith("t/_delta_log/.delta-s3-proxy-probe-") for key in probes)
+
+
+def test_deleting_an_object_deletes_it(proxy: MemoryProxy) -> None:
+    proxy.store.put("t/x", b"x")
+    assert proxy.request("DELETE", "/datalake/t/x").status == 204
+    assert objects(proxy) == {}
+
+
+@pytest.mark.parametrize("key", ["t", "t/"])
+def test_deleting_the_marker_of_a_tables_root_does_nothing(proxy: MemoryProxy, key: str) -> None:
+    proxy.store.put("t/x", b"x")
+    assert proxy.request("DELETE", f"/datalake/{key}").status == 204
+    assert objects(proxy) == {"t/x": b"x"}
+
+
+def test_objects_are_deleted_together_each_where_it_may_be(tmp_path: pathlib.Path) -> None:
+    proxy = proxy_of(tmp_path, {"t": None, "u": parse_filters([{"p": "a"}])})
+    for key in ("t/x", "t/kept", "u/y", "other/z"):
+        proxy.store.put(key, b"x")
+    body = deletion("t/x", "t/", "t/absent", "u/y", "other/z", "t/../u/y")
+    answer = post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)})
+    root = ElementTree.fromstring(answer.body)
+    told = {
+        child.tag.rpartition("}")[2] + " " + "".join(child.itertext()).replace("Access Denied", "")
+        for child in root
+    }
+    assert answer.status == 200
+    assert {line for line in told if line.startswith("Deleted")} == {
+        "Deleted t/x",
+        "Deleted t/",
+        "Deleted t/absent",
+    }
+    refused = {line.split()[1] for line in told if line.startswith("Error")}
+    assert refused == {"u/yAccessDenied", "other/zAccessDenied", "t/../u/yAccessDeniedThe"}
+    assert sorted(objects(proxy)) == ["other/z", "t/kept", "u/y"]
+
+
+def test_a_quiet_deletion_tells_only_what_failed(proxy: MemoryProxy) -> None:
+    proxy.store.put("t/x", b"x")
+    body = deletion("t/x", "nowhere/y", quiet=True)
+    answer = post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)})
+    assert b"Deleted" not in answer.body
+    assert b"nowhere/y" in answer.body
+    assert objects(proxy) == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, "InvalidRequest"),
+        ({"Content-MD5": md5(b"other")}, "BadDigest"),
+        ({"x-amz-checksum-crc32": "AAAAAA=="}, "BadDigest"),
+    ],
+)
+def test_a_deletion_of_many_must_prove_what_it_says(
+    proxy: MemoryProxy, headers: dict[str, str], expected: str
+) -> None:
+    proxy.store.put("t/x", b"x")
+    answer = post(proxy, "/datalake?delete", deletion("t/x"), headers)
+    assert (answer.status, code(answer)) == (400, expected)
+    assert objects(proxy) == {"t/x": b"x"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<Delete></Delete>",
+        b"<Delete><Object></Object></Delete>",
+        b"<Remove/>",
+        b"<Delete",
+        b"<!DOCTYPE x [<!ENTITY k 't/x'>]><Delete><Object><Key>&k;</Key></Object></Delete>",
+        b"<Delete><Object><Key>t/x</Key><VersionId>1</VersionId></Object></Delete>",
+        deletion(*(f"t/{number}" for number in range(1001))),
+    ],
+)
+def test_a_deletion_that_is_not_understood_deletes_nothing(proxy: MemoryProxy, body: bytes) -> None:
+    proxy.store.put("t/x", b"x")
+    answer = post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)})
+    assert (answer.status, code(answer)) in {(400, "MalformedXML"), (501, "NotImplemented")}
+    assert objects(proxy) == {"t/x": b"x"}
+
+
+def test_a_copy_is_made_between_tables_that_are_open(proxy: MemoryProxy) -> None:
+    proxy.store.put("t/a b", b"x")
+    answer = put(proxy, "u/y", b"", {"x-amz-copy-source": "/datalake/t/a%20b"})
+    assert answer.status == 200
+    assert text(answer, "ETag") == proxy.store.objects["t/a b"].etag
+    assert objects(proxy) == {"t/a b": b"x", "u/y": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        ("/datalake/u/y", 403),
+        ("/datalake/other/z", 403),
+        ("/warehouse/u/y", 404),
+        ("/datalake/t/../u/y", 404),
+        ("/datalake/t/%2e%2e/u/y", 404),
+        ("/datalake/t", 404),
+        ("/datalake/t/x?versionId=1", 501),
+        ("nothing", 400),
+    ],
+)
+@pytest.mark.parametrize("query", ["", "?partNumber=1&uploadId=upload-1"])
+def test_nothing_is_copied_out_of_a_table_that_is_not_open(
+    tmp_path: pathlib.Path, source: str, status: int, query: str
+) -> None:
+    proxy = proxy_of(tmp_path, {"t": None, "u": parse_filters([{"p": "a"}])})
+    store_of(proxy).uploads["upload-1"] = _upload("t/stolen")
+    for key in ("t/x", "u/y", "other/z"):
+        proxy.store.put(key, b"x")
+    answer = put(proxy, "t/stolen", b"", {"x-amz-copy-source": source}, query)
+    assert answer.status == status
+    assert "t/stolen" not in objects(proxy)
+    assert store_of(proxy).uploads["upload-1"].parts == {}
+
+
+def test_a_multipart_upload_is_put_together(proxy: MemoryProxy) -> None:
+    answer = proxy.request("POST", "/datalake/t/x?uploads")
+    upload_id = text(answer, "UploadId")
+    assert (text(answer, "Bucket"), text(answer, "Key")) == ("datalake", "t/x")
+    bodies = [os.urandom(LARGE), b"the rest"]
+    etags = [
+        put(proxy, "t/x", body, query=f"?partNumber={number}&uploadId={upload_id}").headers["etag"]
+        for number, body in enumerate(bodies, 1)
+    ]
+    parts = "".join(
+        # S3A sends them without quotes.
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{etag.strip(chr(34))}</ETag></Part>"
+        for number, etag in enumerate(etags, 1)
+    )
+    listed = proxy.request("GET", f"/datalake/t/x?uploadId={upload_id}")
+    assert (text(listed, "Bucket"), text(listed, "Key")) == ("datalake", "t/x")
+    assert b"Owner" not in listed.body
+    body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+    answer = post(proxy, f"/datalake/t/x?uploadId={upload_id}", body)
+    assert (answer.status, text(answer, "Location")) == (200, "http://proxy.test/datalake/t/x")
+    assert (text(answer, "Bucket"), text(answer, "Key")) == ("datalake", "t/x")
+    assert objects(proxy) == {"t/x": b"".join(bodies)}
+
+
+def test_an_upload_that_is_aborted_is_gone(proxy: MemoryProxy) -> None:
+    upload_id = text(proxy.request("POST", "/datalake/t/x?uploads"), "UploadId")
+    assert proxy.request("DELETE", f"/datalake/t/x?uploadId={upload_id}").status == 204
+    answer = proxy.request("DELETE", f"/datalake/t/x?uploadId={upload_id}")
+    assert (answer.status, code(answer)) == (404, "NoSuchUpload")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        "",
+        "<Part><PartNumber>1</PartNumber></Part>",
+        "<Part><PartNumber>0</PartNumber><ETag>x</ETag></Part>",
+        "<Part><PartNumber>x</PartNumber><ETag>x</ETag></Part>",
+        "<Other/>",
+    ],
+)
+def test_parts_that_are_not_understood_are_refused(proxy: MemoryProxy, parts: str) -> None:
+    body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+    answer = post(proxy, "/datalake/t/x?uploadId=1", body)
+    assert (answer.status, code(answer)) == (400, "MalformedXML")
+
+
+def test_an_answer_that_turns_into_an_error_is_one(tmp_path: pathlib.Path) -> None:
+    class Late(WritableStore):
+        def _complete(self, asked: S3Request, request: Any) -> bytes:
+            return (
+                b"<?xml version='1.0'?>\n  <Error><Code>InvalidPart</Code><Message>secret</Message></Error>"
+            )
+
+        _copy = _complete
+
+    proxy = proxy_of(tmp_path, store=Late(BUCKET))
+    part = b"<Part><PartNumber>1</PartNumber><ETag>x</ETag></Part>"
+    body = b"<CompleteMultipartUpload>%b</CompleteMultipartUpload>" % part
+    for answer in (
+        post(proxy, "/datalake/t/x?uploadId=1", body),
+        put(proxy, "t/x", b"", {"x-amz-copy-source": "/datalake/t/y"}),
+    ):
+        assert (answer.status, code(answer)) == (400, "InvalidPart")
+        assert b"secret" not in answer.body
+
+
+def test_a_log_file_that_is_replaced_through_the_proxy_is_read_anew(proxy: MemoryProxy) -> None:
+    key = "t/_delta_log/00000000000000000000.json"
+    for body in (b'{"commitInfo":{}}', b'{"commitInfo":{"operation":"other"}}'):
+        assert put(proxy, key, body).status == 200
+        assert proxy.get(key).body == body
+    assert proxy.request("DELETE", f"/datalake/{key}").status == 204
+    assert proxy.get(key).status == 404
+
+
+def test_another_process_sees_at_once_what_was_written(tmp_path: pathlib.Path) -> None:
+    store: FakeStore = WritableStore(BUCKET)
+    one, other = proxy_of(tmp_path, store=store), proxy_of(tmp_path, store=store)
+    key = "t/_delta_log/00000000000000000000.json"
+    put(one, key, b"{}")
+    assert other.get(key).body == b"{}"
+    put(one, key, b"{ }")
+    assert other.get(key).body == b"{ }"
+
+
+def test_what_was_received_is_in_the_record(proxy: MemoryProxy) -> None:
+    answer = put(proxy, "t/x", b"x" * LARGE)
+    assert (answer.record.bytes_received, answer.decision) == (LARGE, "allowed")
+    assert (answer.record.note.operation, answer.record.note.table) == ("PutObject", "t")
