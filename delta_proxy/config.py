@@ -183,6 +183,7 @@ class Limits:
     upstream_connect_timeout_seconds: Seconds = 5
     upstream_idle_timeout_seconds: Seconds = 30
     upstream_connections: Count = 256
+    splice_bytes: Annotated[int, between(0, 1 << 40)] = 256 << 10
     shutdown_seconds: Annotated[int, between(0, 86_400)] = 30
     threads: Annotated[int, between(1, 256)] = 8
 

@@ -64,6 +64,7 @@ from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.retry import Timeouts
+from delta_proxy.upstream.splice import Splicing
 from delta_proxy.upstream.stores import TableLocation
 from delta_proxy.upstream.writer import TableWriter
 
@@ -126,6 +127,8 @@ class ProxyService(MultiService):
         self._reads = make_reads(
             reactor, connections=config.limits.upstream_connections, timeouts=_timeouts(config)
         )
+        least = config.limits.splice_bytes
+        self._splicing = Splicing(reactor, least=least) if least else None
         self._started_at = reactor.seconds()
         self.metrics = Metrics(CollectorRegistry(), reactor, tables=config.table_mapping)
         self._upstream = self._make_upstream()
@@ -185,6 +188,8 @@ class ProxyService(MultiService):
             await self._defer_to_pool(self._audit.close)
         await self._connections.closeCachedConnections()
         await self._reads.close()
+        if self._splicing is not None:
+            self._splicing.close()
         self._pool.stop()
 
     def _take_over_signals(self) -> None:
@@ -211,6 +216,7 @@ class ProxyService(MultiService):
             random.random,
             UpstreamMetrics(self.metrics),
             reads=self._reads,
+            splicing=self._splicing,
             timeouts=timeouts,
             in_flight=limits.upstream_connections,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import struct
 import termios
 from collections.abc import Callable, Iterable, Mapping
@@ -60,6 +61,7 @@ from delta_proxy.s3.errors import (
     SlowDown,
 )
 from delta_proxy.s3.xml import error_document
+from delta_proxy.upstream.http1 import plain_socket
 
 SERVER = b"DeltaS3Proxy"
 CLIENT_CLOSED = 499
@@ -289,6 +291,19 @@ class EdgeRequest(server.Request):
             return
         super().finish()
 
+    def splice_sink(self) -> PlainSink | None:
+        """The client's socket, for the rest of a body to go to past `write`; begins the answer.
+
+        None over TLS, without a Content-Length, or when no body is to be sent.
+        """
+        if self._disconnected or self.finished or plain_socket(self.channel.transport) is None:
+            return None
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked or self.method == b"HEAD" or self.code in _NO_BODY_CODES:
+            return None
+        return PlainSink(self)
+
     def _is_whole(self) -> bool:
         declared = self.responseHeaders.getRawHeaders(b"Content-Length")
         bodiless = self.method == b"HEAD" or self.code in _NO_BODY_CODES
@@ -420,6 +435,45 @@ class EdgeRequest(server.Request):
             reader.errback(error)
 
 
+class PlainSink:
+    """The client's end of a body that the kernel moves: it stands for what `write` and the transport do.
+
+    See `delta_proxy.upstream.splice.Sink`.
+    """
+
+    def __init__(self, request: EdgeRequest) -> None:
+        self._request = request
+        self._channel = request.channel
+        self._transport = request.channel.transport
+        self.socket: socket.socket = self._transport.getHandle()
+        self._flushed = False
+
+    def flush(self) -> bool:
+        """Send what was written before; whether nothing of it is left in the process."""
+        if not self._flushed and self._transport.connected:
+            if isinstance(self._transport.doWrite(), Exception):
+                self.abort()
+            self._flushed = not self._transport.dataBuffer
+        return self._flushed
+
+    def moved(self, count: int) -> None:
+        """Count body bytes that have gone to the socket."""
+        self._request.sentLength += count
+        self._channel.has_moved()
+
+    def full(self) -> None:
+        """The client has to read before there can be more."""
+        self._channel.pauseProducing()
+
+    def free(self) -> None:
+        """The client has taken all there was."""
+        self._channel.resumeProducing()
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self._transport.abortConnection()
+
+
 @implementer(IHalfCloseableProtocol)
 class S3Channel(http.HTTPChannel):
     """One client connection: heads in, answers out, one at a time and in order."""
@@ -547,6 +601,11 @@ class S3Channel(http.HTTPChannel):
                 self._close(linger=False)
             else:
                 self._await_request()
+
+    def has_moved(self) -> None:
+        """Bytes went to the client past the transport; one who takes them is no client that has stalled."""
+        if self._waitingForTransport and self._phase is _Phase.BUSY:
+            self._arm(self.site.limits.write_seconds)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Let a request's producer feed the transport; it starts paused when the transport is full."""

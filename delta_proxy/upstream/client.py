@@ -61,6 +61,7 @@ from delta_proxy.upstream.retry import (
     parse_retry_after,
 )
 from delta_proxy.upstream.slots import Slots
+from delta_proxy.upstream.splice import Splicing
 from delta_proxy.upstream.spool import DeferToPool, FileSpool, MemorySpool, TooLarge
 from delta_proxy.upstream.stores import TableLocation
 
@@ -214,7 +215,8 @@ class _Host:
 class Upstream:
     """The way to all stores. Agent, clock, thread pool, chance (numbers in [0, 1)) and observer are given.
 
-    Objects are read by `reads`, which is the agent unless given.
+    Objects are read by `reads`, which is the agent unless given; large bodies between plain sockets go by
+    `splicing`.
 
     `in_flight` requests go to one host at a time, `queue` more wait for a place; the next is told to slow
     down.
@@ -229,6 +231,7 @@ class Upstream:
         observer: UpstreamObserver,
         *,
         reads: Reads | None = None,
+        splicing: Splicing | None = None,
         timeouts: Timeouts | None = None,
         policy: RetryPolicy | None = None,
         in_flight: int = 256,
@@ -236,6 +239,7 @@ class Upstream:
     ) -> None:
         self.agent = agent
         self.reads = AgentReads(agent) if reads is None else reads
+        self.splicing = splicing
         self.pacing = Pacing(clock, random, timeouts or Timeouts(), policy or RetryPolicy())
         self.defer_to_pool = defer_to_pool
         self.observer = observer
@@ -410,6 +414,7 @@ class TableClient:
             release=slot.release,
             reopen=None if request.control else functools.partial(self._reopen, request),
             bodiless=request.method == "HEAD",
+            splicing=self._upstream.splicing,
         )
 
     async def _reopen(self, request: StoreRequest, span: Span) -> IResponse:

@@ -441,6 +441,21 @@ class Connection(Protocol):
         if not self._remaining:
             self._body_over(b"")
 
+    def broken(self, reason: Failure) -> None:
+        """The socket was found to end, or to be broken, before the body did."""
+        self._fail_body(reason)
+
+    def take_back(self) -> None:
+        """The rest of the body comes by this protocol again, whose reading is still paused."""
+        if self._receiver is not None:
+            self._receiver.makeConnection(cast(ITransport, self))
+
+    def resume_with(self, data: bytes) -> None:
+        """Read on, after these bytes of the body that were taken already."""
+        self.resumeProducing()
+        if data and self._in_body:
+            self._take(data)
+
     def _read_head(self, exchange: _Exchange) -> None:
         while True:
             end = self._buffer.find(END)

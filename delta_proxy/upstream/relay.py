@@ -23,8 +23,9 @@ from zope.interface import implementer
 
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.headers import Headers
-from delta_proxy.upstream.http1 import Reply
+from delta_proxy.upstream.http1 import Connection, Reply
 from delta_proxy.upstream.retry import Pacing, TookTooLong
+from delta_proxy.upstream.splice import Pump, SpliceConsumer, Splicing
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
@@ -140,6 +141,7 @@ class UpstreamResponse:
         release: Callable[[], None],
         reopen: Reopen | None = None,
         bodiless: bool = False,
+        splicing: Splicing | None = None,
     ) -> None:
         self.status: int = response.code
         self.headers = response_headers(response)
@@ -150,7 +152,7 @@ class UpstreamResponse:
         self._observer = observer
         self._release = release
         self._reopen = reopen
-        self._span = span_of(self.status, self.headers, self.length)
+        self._splicing = splicing
         self._consumer: IConsumer | None = None
         self._started = False
         self._stopped = False
@@ -175,7 +177,10 @@ class UpstreamResponse:
             raise RuntimeError("the body has been taken already")
         self._started = True
         try:
-            if not self.bodiless:
+            whole = getattr(self._response, "whole", None)
+            if whole is not None and not self.bodiless:
+                self._write_whole(consumer, whole)
+            elif not self.bodiless:
                 await self._relay(consumer)
             return self._sent
         finally:
@@ -206,11 +211,18 @@ class UpstreamResponse:
         if self._body is not None:
             self._wait_for_more()
             self._body.resume()
+            self._splice()
 
     def stopProducing(self) -> None:  # noqa: N802
         self._stopped = True
         if self._body is not None:
             self._end(ConsumerGone())
+
+    def _write_whole(self, consumer: IConsumer, body: bytes) -> None:
+        """A small body that is here already needs no producer to wait for."""
+        if body:
+            self.received(len(body))
+            consumer.write(body)
 
     async def _relay(self, consumer: IConsumer) -> None:
         self._consumer = consumer
@@ -252,7 +264,25 @@ class UpstreamResponse:
         if self._paused:
             # deliverBody resumes the transport as its last act.
             body.pause()
+        self._splice()
         return done
+
+    def _splice(self) -> None:
+        """Let the kernel move the rest of the body, where that pays and both ends are plain sockets."""
+        body, splicing = self._body, self._splicing
+        if body is None or splicing is None or self._paused or body.spliced:
+            return
+        source = body.transport
+        if not isinstance(source, Connection) or (source.remaining or 0) < splicing.least:
+            return
+        # One that had to go back to the ordinary way stays there.
+        body.spliced = True
+        consumer = self._consumer
+        sink = consumer.splice_sink() if isinstance(consumer, SpliceConsumer) and source.plain else None
+        if sink is not None:
+            pump = Pump(splicing, source, sink, self.received)
+            body.transport = cast(ITransport, pump)
+            pump.start()
 
     def received(self, count: int) -> None:
         """For the body protocol: that many bytes have come; they are about to be written."""
@@ -307,11 +337,12 @@ class UpstreamResponse:
 
     async def _resume(self, cut: _Cut, stalls: int) -> IResponse:
         _log.warn("a body from the store was cut: {cut}", cut=str(cut))
-        if self._span is None or self._reopen is None:
+        whole = span_of(self.status, self.headers, self.length)
+        if whole is None or self._reopen is None:
             raise BodyCut(f"{cut}; it cannot be resumed")
         if stalls >= self._pacing.policy.resumes:
             raise BodyCut(f"{cut}; given up after {stalls} resumptions")
-        span = self._span.after(self._sent)
+        span = whole.after(self._sent)
         if span.length <= 0:
             raise BodyCut(f"{cut}; the store sent more than it announced")
         await self._pacing.sleep(self._pacing.jitter(stalls))
@@ -341,6 +372,7 @@ class _Body(NetworkProtocol):
         self._relay: UpstreamResponse | None = relay
         self._write = consumer.write
         self.done = done
+        self.spliced = False
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
         relay = self._relay

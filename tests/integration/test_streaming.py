@@ -37,12 +37,20 @@ def objects(gateway_store: Store) -> Store:
     return gateway_store
 
 
-@pytest.fixture
-def streaming(objects: Store, tmp_path: pathlib.Path) -> Iterator[tuple[Proxy, Link]]:
-    """A proxy of its own, with a link to the store that the test watches and cuts."""
+@pytest.fixture(params=["kernel", pytest.param("process", marks=pytest.mark.slow)])
+def streaming(
+    request: pytest.FixtureRequest, objects: Store, tmp_path: pathlib.Path
+) -> Iterator[tuple[Proxy, Link]]:
+    """A proxy of its own, with a link to the store that the test watches and cuts.
+
+    Bodies are moved by the kernel from socket to socket, or pass through the process.
+    """
     with servers.link(objects) as link:
         config = servers.configuration(
-            link.endpoint, tableMapping={"big": f"s3://{BUCKET}/big"}, getMode="proxy"
+            link.endpoint,
+            tableMapping={"big": f"s3://{BUCKET}/big"},
+            getMode="proxy",
+            limits={"spliceBytes": 262_144 if request.param == "kernel" else 0},
         )
         with servers.proxy(link.endpoint, config, tmp_path) as proxy:
             yield proxy, link
