@@ -14,6 +14,7 @@ _CHAIN = (
     "delta_proxy.delta.view_names",
     "delta_proxy.delta.masks",
     "delta_proxy.delta.view_history",
+    "delta_proxy.delta.ahead",
     "delta_proxy.delta.views",
     "delta_proxy.delta.visibility",
     "delta_proxy.delta.gate",

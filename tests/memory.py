@@ -10,6 +10,7 @@ import hashlib
 import pathlib
 import shutil
 import urllib.parse
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -42,6 +43,7 @@ from delta_proxy.s3.sigv4 import Credentials
 from delta_proxy.upstream.client import TableClient, Upstream
 from delta_proxy.upstream.credentials import StaticCredentials
 from delta_proxy.upstream.relay import Silence
+from delta_proxy.upstream.spool import DeferToPool
 from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
 from delta_proxy.upstream.writer import TableWriter
 
@@ -63,6 +65,20 @@ class Parts:
     gate: Any = Gate
     masks: Any = GrantMasks
     root: Any = RootResource
+
+
+@attrs.frozen
+class Misses:
+    """A CacheObserver that counts what is made."""
+
+    made: Counter[str]
+
+    def cache_hit(self, kind: str) -> None:
+        """It was there."""
+
+    def cache_miss(self, kind: str) -> None:
+        """It is made."""
+        self.made[kind] += 1
 
 
 @attrs.frozen
@@ -92,7 +108,9 @@ class Listing:
 class MemoryProxy:
     """A proxy whose tables lie in a FakeStore under their aliases; `grants` are by alias, none is everything.
 
-    Its cache is in `folder`; a second proxy over the same folder is the first one started again.
+    Its cache is in `folder`; a second proxy over the same folder is the first one started again. `pool` runs
+    what would block, at once unless told otherwise. `made` counts the files that were made for the cache, by
+    kind.
     """
 
     def __init__(
@@ -109,6 +127,7 @@ class MemoryProxy:
         read_only: bool = True,
         authenticator: Authenticator | None = None,
         location: Mapping[str, Any] | None = None,
+        pool: DeferToPool = maybeDeferred,
     ) -> None:
         self.store = store or FakeStore(BUCKET)
         self.agent = MemoryAgent(self.store)
@@ -117,16 +136,20 @@ class MemoryProxy:
         self.records: list[RequestRecord] = []
         parts = parts or Parts()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        upstream = Upstream(self.agent, self.clock, maybeDeferred, lambda: 0.0, Silence())
+        self._pool = pool
+        self.made: Counter[str] = Counter()
+        upstream = Upstream(self.agent, self.clock, pool, lambda: 0.0, Silence())
         tables = {
             alias: upstream.table(TableLocation(BUCKET, alias, _STORE, **(location or {})), _CREDENTIALS)
             for alias in grants
         }
         self.marks = WriteMarks(folder)
         self.cache = self._make_cache(tables, folder)
-        self.disk = DiskCache(folder, limit_bytes=disk_bytes, defer_to_pool=maybeDeferred, clock=self.clock)
+        self.disk = DiskCache(
+            folder, limit_bytes=disk_bytes, defer_to_pool=pool, clock=self.clock, observer=Misses(self.made)
+        )
         masks = parts.masks()
-        views = parts.log_views(
+        self.views = views = parts.log_views(
             {
                 alias: TableViews(
                     alias,
@@ -140,7 +163,7 @@ class MemoryProxy:
             disk=self.disk,
             memory=MemoryCache(memory_bytes),
             masks=masks,
-            defer_to_pool=maybeDeferred,
+            defer_to_pool=pool,
             now=self._now,
         )
         policy = Policy(
@@ -163,7 +186,7 @@ class MemoryProxy:
                     authenticator or Anonymous(),
                     self.gate,
                     tables,
-                    maybeDeferred,
+                    pool,
                     writing=None if read_only else self._writing(tables),
                 )
             ),
@@ -178,7 +201,7 @@ class MemoryProxy:
         return MetadataCache(
             {alias: TableSource(alias, TableRoot(BUCKET, alias), table) for alias, table in tables.items()},
             clock=self.clock,
-            defer_to_pool=maybeDeferred,
+            defer_to_pool=self._pool,
             directory=folder,
             mark=self.marks.of,
         )

@@ -24,7 +24,7 @@ from delta_proxy.s3.errors import NoSuchKey, ServiceUnavailable
 
 from . import build
 from .build import CheckpointContent, Place
-from .flight import Flight, in_parallel
+from .flight import Flight, both, in_parallel
 from .index import Anchor, Entry, TableIndex
 from .log import Checkpoint, LogSegment, NotATable, require_dense, select_history, select_segment
 from .paths import LOG_DIRECTORY, LogFile, LogKind, classify_log_name, commit_name
@@ -382,11 +382,10 @@ class _Table:
         segment = select_segment(listed)
         anchor = _anchor(segment, listed)
         async with _Scratch(self._defer_to_pool, self.place.directory) as scratch:
-            commits = await self._fetch(segment.commits, listed, scratch)
-            checkpoint = (
-                await self._fetch_checkpoint(segment.checkpoint, listed, scratch)
-                if segment.checkpoint
-                else None
+            # The checkpoint is the larger part, and asks for most round trips.
+            checkpoint, commits = await both(
+                self._fetch_checkpoint_of(segment, listed, scratch),
+                self._fetch(segment.commits, listed, scratch),
             )
             built: TableIndex = await self._defer_to_pool(
                 build.build, self.place, checkpoint, commits, anchor, previous
@@ -470,6 +469,12 @@ class _Table:
             return LogContent(file.name, version, (await self.log.read(file.path, limit=_SMALL)).body)
         await self.log.download(file.path, into)
         return LogContent(file.name, version, into)
+
+    async def _fetch_checkpoint_of(
+        self, segment: LogSegment, listed: Mapping[str, ListedFile], scratch: Path
+    ) -> CheckpointContent | None:
+        checkpoint = segment.checkpoint
+        return await self._fetch_checkpoint(checkpoint, listed, scratch) if checkpoint else None
 
     async def _fetch_checkpoint(
         self, checkpoint: Checkpoint, listed: Mapping[str, ListedFile], scratch: Path

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .commits import sidecar_name
+from .rows import arrow
 from .view_grant import (
     KEPT_DOMAINS,
     Columns,
@@ -32,9 +33,10 @@ from .view_grant import (
     partition_columns,
 )
 
+_Pairs: TypeAlias = tuple[tuple[str | None, str | None], ...]
+
 BATCH_ROWS = 65_536
 _FLUSH_BYTES = 64 * 1024 * 1024
-_ZEROS = bytes(256 * 1024)
 _MAGIC = b"PAR1"
 # What pyarrow raises for files it cannot read; a key twice in a map of the metaData is a KeyError.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
@@ -277,14 +279,13 @@ class _Judge:
             chosen = np.flatnonzero(valid & (lengths == length))
             spots = starts[:-1][rows[chosen]]
             first, which = _distinct(keys, items, spots, int(length))
-            answers = [self._ask(keys, items, int(spots[row]), int(length)) for row in first]
+            answers = [self._ask(pairs) for pairs in _maps(keys, items, spots[first], int(length))]
             granted[chosen] = np.array(answers, np.bool_)[which]
         return granted
 
-    def _ask(self, keys: _Codes, items: _Codes, start: int, length: int) -> bool:
-        pairs = tuple((keys.text(spot), items.text(spot)) for spot in range(start, start + length))
+    def _ask(self, pairs: _Pairs) -> bool:
         named = {name: value for name, value in pairs if name is not None}
-        if len(named) != length:
+        if len(named) != len(pairs):
             raise ViewError("the partition values of a checkpoint hold a key twice, or none")
         return self.permits(named)
 
@@ -301,11 +302,27 @@ class _Codes:
         encoded = pc.dictionary_encode(_decoded(strings), null_encoding="encode")
         return cls(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary)
 
-    def text(self, spot: int) -> str | None:
-        value = self.values[int(self.codes[spot])].as_py()
-        if value is not None and not isinstance(value, str):
+    def texts(self, spots: npt.NDArray[np.integer[Any]]) -> list[str | None]:
+        """The strings at some places."""
+        if not _is_text(self.values.type):
             raise ViewError("a partition value of a checkpoint is no text")
-        return value
+        texts: list[str | None] = self.values.take(arrow(self.codes[spots])).to_pylist()
+        return texts
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    text: bool = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    return text
+
+
+def _maps(keys: _Codes, items: _Codes, spots: npt.NDArray[np.integer[Any]], length: int) -> Iterator[_Pairs]:
+    """The pairs of the maps of this length that start at these places."""
+    if not length:
+        return iter([()] * len(spots))
+    names = [keys.texts(spots + step) for step in range(length)]
+    texts = [items.texts(spots + step) for step in range(length)]
+    pairs = (zip(*of_step, strict=True) for of_step in zip(names, texts, strict=True))
+    return zip(*pairs, strict=True)
 
 
 def _distinct(
@@ -436,7 +453,7 @@ def _pad(target: pathlib.Path, padding: int) -> None:
             raise ViewError("the rewritten checkpoint has no footer")
         start = file.seek(end - length)
         footer = file.read()
-        file.seek(start)
-        for begin in range(0, padding, len(_ZEROS)):
-            file.write(_ZEROS[: padding - begin])
+        # A hole reads as zeros, and takes neither room nor time.
+        file.truncate(start)
+        file.seek(start + padding)
         file.write(footer)

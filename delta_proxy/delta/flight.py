@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Flight(Generic[T]):
@@ -80,6 +81,20 @@ async def in_parallel(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
             worker.cancel()
         raise
     return [results[number] for number, _ in numbered]
+
+
+async def both(
+    first: Coroutine[Deferred[Any], Any, T], second: Coroutine[Deferred[Any], Any, U]
+) -> tuple[T, U]:
+    """The results of two coroutines that run at the same time. What fails first in this order ends both."""
+    begun = Deferred.fromCoroutine(first), Deferred.fromCoroutine(second)
+    try:
+        return await begun[0], await begun[1]
+    except BaseException:
+        for each in begun:
+            each.addErrback(_expect_cancelled)
+            each.cancel()
+        raise
 
 
 def _expect_cancelled(failure: Failure) -> None:

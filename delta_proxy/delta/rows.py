@@ -86,6 +86,12 @@ def flags(values: pa.BooleanArray) -> npt.NDArray[np.bool_]:
     )
 
 
+def from_flags(values: npt.NDArray[np.bool_]) -> pa.BooleanArray:
+    """numpy's booleans as an Arrow array."""
+    bits = pa.py_buffer(np.packbits(values, bitorder="little"))
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits])
+
+
 def make_rows(
     paths: pa.Array,
     kind: FileKind,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeAlias
 
 import attrs
 import numpy as np
@@ -131,6 +133,7 @@ class Scanner:
         self._root = root
         self._vectors: dict[tuple[str, str], str | None] = {}
         self._folders: dict[str, str] = {}
+        self._known: dict[tuple[tuple[str, ...], InForce, bool], _Numbers] = {}
         self.outside = 0
 
     def header(self, content: LogContent) -> Header:
@@ -269,11 +272,20 @@ class Scanner:
             nothing: Values = {}
             number = self.intern(columns.added, nothing) if files.is_add else UNKNOWN_TUPLE
             return np.full(len(files.paths), number, np.int32)
-        distinct, rows = _distinct_maps(files.values, name)
-        found = [self._number(values, columns, is_add=files.is_add) for values in distinct]
-        return np.array(found, np.int32)[rows]
+        names, distinct, rows = _distinct_maps(files.values, name)
+        known = self._numbers(names, columns, is_add=files.is_add)
+        return np.array([known[cells] for cells in distinct], np.int32)[rows]
 
-    def _number(self, values: Values | None, columns: InForce, *, is_add: bool) -> int:
+    def _numbers(self, names: tuple[str, ...], columns: InForce, *, is_add: bool) -> _Numbers:
+        """The tuples that maps with these names are; what is known of them holds from batch to batch."""
+        slot = (names, columns, is_add)
+        known = self._known.get(slot)
+        if known is None or len(known) > _BATCH:
+            number = partial(self._number, columns=columns, is_add=is_add)
+            known = self._known[slot] = _Numbers(names, number)
+        return known
+
+    def _number(self, values: Values | None, *, columns: InForce, is_add: bool) -> int:
         if is_add:
             return self.intern(columns.added, values or {})
         found = columns.for_remove(values)
@@ -470,8 +482,34 @@ def _sizes(values: pa.Array | None, rows: Int64s) -> Int32s:
     return sizes[rows]
 
 
-def _distinct_maps(maps: pa.MapArray, file: str) -> tuple[list[Values | None], Int64s]:
-    """The distinct maps of an array, and for each row the number of its map. A null map is None."""
+class _Cell(Enum):
+    """What a map has under a name, where it has nothing there."""
+
+    MISSING = "missing"
+
+
+_Cells: TypeAlias = tuple[str | _Cell | None, ...] | None
+
+
+class _Numbers(dict[_Cells, int]):
+    """The tuple of each map, given as its cells under `names` (None: a null map); worked out once."""
+
+    def __init__(self, names: tuple[str, ...], number: Callable[[Values | None], int]) -> None:
+        super().__init__()
+        self._names = names
+        self._number = number
+
+    def __missing__(self, cells: _Cells) -> int:
+        values: Values | None = None
+        if cells is not None:
+            pairs = zip(self._names, cells, strict=True)
+            values = {name: text for name, text in pairs if not isinstance(text, _Cell)}
+        number = self[cells] = self._number(values)
+        return number
+
+
+def _distinct_maps(maps: pa.MapArray, file: str) -> tuple[tuple[str, ...], Iterator[_Cells], Int64s]:
+    """The names in an array of maps, the cells of each distinct map, and for each row which of them it is."""
     offsets = numbers(maps.offsets).astype(np.int64)
     lengths = np.diff(offsets)
     null = flags(maps.is_null())
@@ -488,18 +526,12 @@ def _distinct_maps(maps: pa.MapArray, file: str) -> tuple[list[Values | None], I
     code, first = _number_rows(np.column_stack((null.astype(np.int64), cells)), len(values.dictionary) + 2)
     used = np.unique(cells[first])
     used = used[used > 1]
-    texts = dict(zip(used.tolist(), values.dictionary.take(arrow(used - 2)).to_pylist(), strict=True))
-    texts[1] = None
-    by_name = [part.tolist() for part in cells[first].T]
+    texts: dict[int, str | _Cell | None] = {0: _Cell.MISSING, 1: None}
+    texts.update(zip(used.tolist(), values.dictionary.take(arrow(used - 2)).to_pylist(), strict=True))
+    by_name = [[texts[cell] for cell in part.tolist()] for part in cells[first].T]
     combinations = zip(*by_name, strict=True) if names else itertools.repeat((), len(first))
-    maps_of = (_map_of(row, names, texts) for row in combinations)
-    return [
-        None if is_null else found for found, is_null in zip(maps_of, null[first].tolist(), strict=True)
-    ], code
-
-
-def _map_of(cells: Iterable[int], names: list[str], texts: Mapping[int, str | None]) -> Values:
-    return {name: texts[cell] for name, cell in zip(names, cells, strict=True) if cell}
+    found = zip(combinations, null[first].tolist(), strict=True)
+    return tuple(names), (None if is_null else cells for cells, is_null in found), code
 
 
 def _number_rows(cells: Int64s, radix: int) -> tuple[Int64s, Int64s]:

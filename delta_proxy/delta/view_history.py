@@ -16,7 +16,7 @@ from delta_proxy.delta.paths import OutsideTable, TableRoot, object_path
 from delta_proxy.delta.rows import FileKind
 from delta_proxy.delta.view_grant import Columns, ViewGrant
 
-_FOREIGN: Final = r":|\x00|%00|%2[EeFf]|(?:^|/)\.{0,2}(?:/|$)"
+FOREIGN: Final = r":|\x00|%00|%2[EeFf]|(?:^|/)\.{0,2}(?:/|$)"
 """Spellings of `add.path` that may lead out of the table, and so are looked at one by one."""
 
 
@@ -77,7 +77,7 @@ def granted_histories(
     def ask(paths: pa.Array) -> pa.Array:
         paths = paths.cast(pa.string())
         answers = np.invert(pc.is_in(paths, denied).to_numpy(zero_copy_only=False))
-        odd = pc.match_substring_regex(paths, _FOREIGN)
+        odd = pc.match_substring_regex(paths, FOREIGN)
         if decoded_differently:
             odd = pc.or_(odd, pc.match_substring(paths, decoded_differently))
         one_by_one = np.flatnonzero(odd.to_numpy(zero_copy_only=False)).tolist()

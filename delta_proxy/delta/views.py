@@ -20,16 +20,21 @@ from typing import Final, TypeVar
 import attrs
 import numpy as np
 import orjson
+import pyarrow as pa
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from delta_proxy.access.policy import Grant, Reason
 from delta_proxy.delta import checkpoints, commits, deletion_vectors, last_checkpoint
 from delta_proxy.delta.actions import LogError
+from delta_proxy.delta.ahead import KINDS, NeedsIndex, by_values_alone
 from delta_proxy.delta.cache import DeferToPool, MetadataCache
 from delta_proxy.delta.catalog import CatalogedStore, LogCatalog
 from delta_proxy.delta.deletion_vectors import Region
 from delta_proxy.delta.disk_cache import DiskCache, Make, MemoryCache, OpenFile
+from delta_proxy.delta.flight import Flight
 from delta_proxy.delta.index import TableIndex, TupleTable
+from delta_proxy.delta.log import NotATable, select_segment
 from delta_proxy.delta.masks import GrantMask, GrantMasks, closed
 from delta_proxy.delta.paths import LOG_DIRECTORY, LogFile, LogKind, TableRoot
 from delta_proxy.delta.scan import LogContent, Scanner
@@ -37,7 +42,7 @@ from delta_proxy.delta.segment import Bits
 from delta_proxy.delta.view_grant import Columns, StaleIndex, ViewError, ViewGrant
 from delta_proxy.delta.view_history import lost, view_grant
 from delta_proxy.delta.view_names import view_file
-from delta_proxy.s3.errors import NoSuchKey, ServiceUnavailable
+from delta_proxy.s3.errors import NoSuchKey, S3Error, ServiceUnavailable
 from delta_proxy.upstream.client import ListedObject, ObjectStat, SmallObject, TableClient
 
 REWRITER_VERSION: Final = 1
@@ -46,6 +51,9 @@ REWRITER_VERSION: Final = 1
 _CHUNK: Final = 256 * 1024
 _SMALL: Final = 1024 * 1024
 _REMEMBERED: Final = 10_000
+_AHEAD: Final = 2
+"""How many grants may have a checkpoint made ahead at the same time."""
+_HINT: Final = LOG_DIRECTORY + "_last_checkpoint"
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -135,6 +143,11 @@ def view_key(grant: Grant, mask: GrantMask) -> str:
     return f"{grant.fingerprint}-{hashlib.sha256(repr(told).encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
+def view_name(table: TableViews, path: str, stat: ObjectStat, key: str) -> str:
+    """The name in the cache of what a view has of a file."""
+    return f"{table.identity} {path} {stat.etag} {key}"
+
+
 def vector_key(shown: Sequence[Region]) -> str:
     """What tells one view of a deletion vector file from another."""
     return " ".join(f"{region.start}-{region.stop}" for region in shown)
@@ -154,6 +167,8 @@ class LogViews:
         defer_to_pool: DeferToPool,
         now: Callable[[], datetime],
     ) -> None:
+        # With its first array pyarrow imports pandas, where there is one: not while somebody waits.
+        pa.array([])
         self._tables = tables
         self._cache = cache
         self._disk = disk
@@ -165,6 +180,7 @@ class LogViews:
         self._hints: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
         self._sidecars: OrderedDict[tuple[str, str], Columns] = OrderedDict()
         self._keys: OrderedDict[tuple[str, str], tuple[weakref.ref[TableIndex], Bits, str]] = OrderedDict()
+        self._ahead: OrderedDict[tuple[str, str], Flight[None]] = OrderedDict()
 
     def listable(self, alias: str) -> CatalogedStore:
         """The table's LIST; what it tells of the log is remembered."""
@@ -194,8 +210,15 @@ class LogViews:
         make = partial(self._rewrite, alias, grant, file, stat, now)
         with _translated(table, path):
             key = await self._key_of(alias, grant, file, now)
-            content = await self._content(f"{table.identity} {path} {stat.etag} {key}", make, "view")
+            content = await self._view(view_name(table, path, stat, key), make)
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
+
+    async def _view(self, name: str, make: Make) -> OpenFile | bytes:
+        """A view, made with the index where what was made ahead came to nothing."""
+        try:
+            return await self._content(name, make, "view")
+        except NeedsIndex:
+            return await self._content(name, make, "view")
 
     async def vector(self, alias: str, path: str, shown: Sequence[Region]) -> ViewedFile:
         """A deletion vector file with zeros outside what is shown. Raises S3Error."""
@@ -207,20 +230,58 @@ class LogViews:
                 await self._defer_to_pool(_write_masked, original, target, shown)
 
         with _translated(table, path):
-            content = await self._content(f"{table.identity} {path} {stat.etag} {key}", make, "view")
+            content = await self._content(view_name(table, path, stat, key), make, "view")
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
 
     async def key(self, alias: str, grant: Grant) -> str:
         """The key of a grant's view at this moment. Raises RefusedView when the table is closed to it."""
+        self._begin_ahead(alias, grant)
         with _translated(self._tables[alias], LOG_DIRECTORY):
             return self._key(alias, await self._cache.complete(alias), grant, self._now())
 
+    def _begin_ahead(self, alias: str, grant: Grant) -> None:
+        """Make the views of the newest checkpoint while the table's index is being built."""
+        slot, flying = (alias, grant.fingerprint), (not each.landed for each in self._ahead.values())
+        index = self._cache.at_hand(alias)
+        if index is None and not grant.is_relative and slot not in self._ahead and sum(flying) < _AHEAD:
+            flight = Flight(self._make_ahead(self._tables[alias], grant, self._now()))
+            flight.wait().addErrback(_expected)
+            _remember(self._ahead, slot, flight)
+
+    async def _make_ahead(self, table: TableViews, grant: Grant, now: datetime) -> None:
+        found = await table.store.read(_HINT, limit=last_checkpoint.MAX_BYTES)
+        checkpoint = select_segment(await self._names(table, _hinted_version(found.body))).checkpoint
+        columns: Columns | None = None
+        for file in checkpoint.files if checkpoint else ():
+            if file.kind in KINDS:
+                columns = await self._file_ahead(table, file, grant, columns, now) or columns
+
+    async def _file_ahead(
+        self, table: TableViews, file: LogFile, grant: Grant, columns: Columns | None, now: datetime
+    ) -> Columns | None:
+        """Make the view of one file; the partition columns that the file tells, if it does."""
+        stat = await self._stat(table, file.path)
+        async with self._raw(table, file.path, stat) as original:
+            manifest: checkpoints.Manifest = await self._defer_to_pool(checkpoints.read_manifest, original)
+            questions = by_values_alone(grant, manifest.columns or columns, now)
+
+            async def make(target: Path) -> None:
+                try:
+                    await self._defer_to_pool(checkpoints.rewrite, original, target, questions)
+                except ViewError:
+                    raise NeedsIndex("the view of a checkpoint was not made ahead") from None
+
+            await self._disk.get(view_name(table, file.path, stat, grant.fingerprint), make, kind="view")
+        return manifest.columns
+
     async def _key_of(self, alias: str, grant: Grant, file: LogFile, now: datetime) -> str:
         """The key of the view that a file is in. What the file itself adds has its part in it: were it made
-        under a key without that, it would come back under that key when the grant has moved on.
+        under a key without that, it would come back under that key when the grant has moved on. And what was
+        made of a checkpoint ahead is right by an index that knows the file.
         """
-        if not grant.is_relative:
+        if not grant.is_relative and file.kind not in KINDS:
             return await self.key(alias, grant)
+        self._begin_ahead(alias, grant)
         with _translated(self._tables[alias], file.path):
             return self._key(alias, await self._index_with(alias, file), grant, now)
 
@@ -394,6 +455,11 @@ class LogViews:
                 max((listed.path for listed in page.objects), default=behind) if page.truncated else behind
             )
         return names
+
+
+def _expected(failure: Failure) -> None:
+    """What was not made ahead is made when it is asked for, and told then."""
+    failure.trap(S3Error, ViewError, LogError, NotATable, Replaced, OSError)  # type: ignore[no-untyped-call]
 
 
 def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:

@@ -89,7 +89,7 @@ CHECKPOINT_RULES = {
     "its own metaData counts": ("grant.columns if columns is None else columns", "grant.columns or columns"),
     "one metaData": ("if columns is not None:\n                raise", "if False:\n                raise"),
     "one action a row": (".max(initial=0) > 1", ".max(initial=0) > 9"),
-    "no key twice": ("if len(named) != length:", "if False:"),
+    "no key twice": ("if len(named) != len(pairs):", "if False:"),
     "tombstones go": (
         'for name in ("metaData", "protocol", *_KEPT_FIELDS)',
         'for name in ("metaData", "protocol", "remove", *_KEPT_FIELDS)',
