@@ -164,7 +164,7 @@ def duckdb_connection(at: Endpoint) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.execute("SET autoinstall_known_extensions = false")
     for name in ("httpfs", "delta"):
-        connection.execute(f"LOAD '{_extension(name)}'")
+        connection.execute(f"LOAD '{extension(name)}'")
     host = urllib.parse.urlsplit(at.url)
     connection.execute(
         f"CREATE SECRET (TYPE s3, KEY_ID '{ACCESS_KEY}', SECRET '{SECRET_KEY}', REGION '{at.region}', "
@@ -173,7 +173,8 @@ def duckdb_connection(at: Endpoint) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _extension(name: str) -> pathlib.Path:
+def extension(name: str) -> pathlib.Path:
+    """The file of an extension of duckdb that came as a Python package. Raises DemoError without it."""
     spec = importlib.util.find_spec(f"duckdb_extension_{name}")
     if spec is not None and spec.origin is not None:
         folder = pathlib.Path(spec.origin).parent / "extensions" / f"v{duckdb.__version__}"

@@ -1,11 +1,8 @@
 """What a client does with a 307, told by its User-Agent.
 
-The default list holds the clients that were seen not to follow, or to fail when they do, and every SDK of AWS
-that nobody has tried. Whatever the list does not name is redirected: plain HTTP clients (curl, Wget, urllib,
-browsers) and a request without User-Agent follow a 307.
-
-The order of the words in an SDK's `md/` list is random, and aiobotocore, which follows, also names `Botocore`
-there: the patterns match how the string begins, save for the clients that let a user put words in front.
+One table, CLIENTS, holds the clients that were tried. The default of neverRedirect and what is signed into a
+presigned URL come from it, and the client matrix of the tests holds it to what the clients do. Whatever the
+table does not name is redirected: plain HTTP clients and a request without User-Agent follow a 307.
 """
 
 from __future__ import annotations
@@ -17,17 +14,46 @@ from typing import Final
 
 import attrs
 
-NEVER_REDIRECT: Final[tuple[str, ...]] = (
-    "object_store/*",
-    "Boto3/*",
-    "Botocore/*",
-    "aws-cli/*",
-    "MinIO*",
-    "*Hadoop*",
-    "*aws-sdk-java/*",
-    "*CRTS3NativeClient*",
-    # aws-sdk-cpp, aws-sdk-go and aws-sdk-go-v2 follow; js, java, rust, php, dotnet and the rest do not.
-    "aws-sdk-[!cg]*",
+
+@attrs.frozen
+class KnownClient:
+    """A kind of client: `patterns` of fnmatchcase match its User-Agents whole.
+
+    `follows`: it follows a 307 to another host as a store needs it: with the new Host, and without its
+    Authorization. `resends_token`: it repeats its x-amz-security-token there too.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    follows: bool
+    resends_token: bool = True
+
+
+# The order of the words in an SDK's `md/` list is random, and aiobotocore, which follows, also names Botocore
+# there: the patterns match how the string begins, save for the clients that let a user put words in front.
+CLIENTS: Final[tuple[KnownClient, ...]] = (
+    KnownClient("polars", ("polars/*",), follows=True),
+    KnownClient("duckdb", ("duckdb/*",), follows=True),
+    KnownClient("AWS SDK for C++", ("aws-sdk-cpp/*",), follows=True),
+    # With awscrt botocore signs by it, and the Host of the first request is sent to the second host.
+    KnownClient("aiobotocore with awscrt", ("aiobotocore/*md/awscrt#*",), follows=False),
+    KnownClient("aiobotocore", ("aiobotocore/*",), follows=True),
+    KnownClient("AWS SDK for Go v1", ("aws-sdk-go/*",), follows=True),
+    KnownClient("AWS SDK for Go v2", ("aws-sdk-go-v2/*",), follows=True, resends_token=False),
+    KnownClient("rclone", ("rclone/*",), follows=True, resends_token=False),
+    KnownClient("curl", ("curl/*",), follows=True),
+    KnownClient("object_store", ("object_store/*",), follows=False),
+    KnownClient("boto3", ("Boto3/*", "Botocore/*"), follows=False),
+    KnownClient("aws-cli", ("aws-cli/*",), follows=False),
+    KnownClient("MinIO", ("MinIO*",), follows=False),
+    KnownClient("Hadoop", ("*Hadoop*",), follows=False),
+    KnownClient("AWS SDK for Java", ("*aws-sdk-java/*", "*CRTS3NativeClient*"), follows=False),
+    # aws-sdk-cpp, aws-sdk-go and aws-sdk-go-v2 follow; js and rust do not; nobody tried the others.
+    KnownClient("other AWS SDKs", ("aws-sdk-[!cg]*",), follows=False),
+)
+
+NEVER_REDIRECT: Final[tuple[str, ...]] = tuple(
+    pattern for client in CLIENTS if not client.follows for pattern in client.patterns
 )
 """Patterns of fnmatchcase, the default of the configuration key neverRedirect."""
 
@@ -37,7 +63,9 @@ HELPER_HEADER: Final = "x-delta-proxy-helper"
 Not an `x-amz-*` name: those must be signed, and the helper passes on what the client signed.
 """
 
-_DROPS_TOKEN: Final = ("aws-sdk-go-v2/", "rclone/")
+_DROP_TOKEN: Final = tuple(
+    pattern for client in CLIENTS if not client.resends_token for pattern in client.patterns
+)
 
 
 @attrs.frozen
@@ -61,10 +89,18 @@ FOR_THE_HELPER: Final = RedirectRule(follows=True, resends_token=False, resends_
 @lru_cache(maxsize=1024)
 def redirect_rule(user_agent: str, never: tuple[str, ...] = NEVER_REDIRECT) -> RedirectRule:
     """The rule for a User-Agent, "" if there is none; `never` are patterns that match it whole, with case."""
-    follows = not any(pattern.match(user_agent) for pattern in _compiled(never))
-    return RedirectRule(follows, resends_token=not user_agent.startswith(_DROPS_TOKEN))
+    return RedirectRule(not _matches(user_agent, never), resends_token=not _matches(user_agent, _DROP_TOKEN))
 
 
-@lru_cache(maxsize=16)
-def _compiled(never: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(fnmatch.translate(pattern)) for pattern in never)
+def known_client(user_agent: str) -> KnownClient | None:
+    """The first client of the table whose User-Agent this is; None for one that the table does not name."""
+    return next((client for client in CLIENTS if _matches(user_agent, client.patterns)), None)
+
+
+def _matches(user_agent: str, patterns: tuple[str, ...]) -> bool:
+    return any(pattern.match(user_agent) for pattern in _compiled(patterns))
+
+
+@lru_cache(maxsize=64)
+def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(fnmatch.translate(pattern)) for pattern in patterns)

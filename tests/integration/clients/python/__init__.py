@@ -1,0 +1,1 @@
+"""The programs of clients that are Python packages."""

@@ -1,0 +1,41 @@
+"""deltalake: a table, by the Delta log."""
+
+from __future__ import annotations
+
+from deltalake import DeltaTable
+
+from .steps import At, Operations, main, rows
+
+
+def connect(at: At) -> Operations:
+    """Reading tables with deltalake."""
+    endpoint, region, access_key, secret_key, token, bucket, style = at
+    # paste from here
+    storage_options = {
+        "aws_endpoint_url": endpoint,
+        "aws_region": region,
+        "aws_access_key_id": access_key,
+        "aws_secret_access_key": secret_key,
+        "aws_allow_http": "true",
+    }
+    # paste to here
+    if token is not None:
+        storage_options["aws_session_token"] = token
+    if style == "virtual":
+        storage_options |= {
+            "aws_virtual_hosted_style_request": "true",
+            "aws_endpoint_url": endpoint.replace("://", f"://{bucket}.", 1),
+        }
+
+    def table(name: str, zone: str) -> dict[str, object]:
+        # paste from here
+        found = DeltaTable(f"s3://{bucket}/{name}", storage_options=storage_options)
+        selected = found.to_pyarrow_table(filters=[("zone", "=", zone)])
+        # paste to here
+        return rows(selected["id"].to_pylist())
+
+    return {"table": table}
+
+
+if __name__ == "__main__":
+    main(connect)

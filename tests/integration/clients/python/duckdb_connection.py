@@ -1,0 +1,28 @@
+"""duckdb's connection for its two programs; its extensions come from Python packages, not the network."""
+
+from __future__ import annotations
+
+import duckdb
+
+from delta_proxy.demo import extension
+
+from .steps import At
+
+
+def connection(at: At) -> duckdb.DuckDBPyConnection:
+    """A connection with httpfs, delta, and a secret for the endpoint."""
+    endpoint, region, access_key, secret_key, token, _, style = at
+    con = duckdb.connect()
+    con.execute("SET autoinstall_known_extensions = false")
+    for name in ("httpfs", "delta"):
+        con.execute(f"LOAD '{extension(name)}'")
+    host = endpoint.removeprefix("http://")
+    session = f", SESSION_TOKEN '{token}'" if token else ""
+    url_style = "vhost" if style == "virtual" else "path"
+    # paste from here
+    con.execute(
+        f"CREATE SECRET (TYPE s3, KEY_ID '{access_key}', SECRET '{secret_key}', REGION '{region}', "
+        f"ENDPOINT '{host}', URL_STYLE '{url_style}', USE_SSL false{session})"
+    )
+    # paste to here
+    return con

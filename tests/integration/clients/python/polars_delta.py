@@ -1,0 +1,41 @@
+"""polars: scan_delta."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from .steps import At, Operations, main, rows
+
+
+def connect(at: At) -> Operations:
+    """Reading tables with polars."""
+    endpoint, region, access_key, secret_key, token, bucket, style = at
+    # paste from here
+    storage_options = {
+        "aws_endpoint_url": endpoint,
+        "aws_region": region,
+        "aws_access_key_id": access_key,
+        "aws_secret_access_key": secret_key,
+        "aws_allow_http": "true",
+    }
+    # paste to here
+    if token is not None:
+        storage_options["aws_session_token"] = token
+    if style == "virtual":
+        storage_options |= {
+            "aws_virtual_hosted_style_request": "true",
+            "aws_endpoint_url": endpoint.replace("://", f"://{bucket}.", 1),
+        }
+
+    def table(name: str, zone: str) -> dict[str, object]:
+        # paste from here
+        frame = pl.scan_delta(f"s3://{bucket}/{name}", storage_options=storage_options)
+        selected = frame.filter(pl.col("zone") == zone).collect()
+        # paste to here
+        return rows(selected["id"].to_list())
+
+    return {"table": table}
+
+
+if __name__ == "__main__":
+    main(connect)
