@@ -265,6 +265,7 @@ class Config:
     tls: Tls | None = None
     interface: Annotated[str, _check_interface] = attrs.Factory(_default_interface, takes_self=True)
     storage: StoreConfig = attrs.field(factory=StoreConfig)
+    workers: Annotated[int, between(1, 64)] = 1
     limits: Limits = Limits()
     secret_keys: SecretKeys | None = attrs.field(default=None, metadata=NO_KEY)
 
@@ -300,7 +301,12 @@ def load(path: pathlib.Path, environ: Mapping[str, str]) -> Config:
     Relative paths inside are taken from the working directory of this moment. `cache.directory` is by default
     `delta-s3-proxy` under XDG_CACHE_HOME, `~/.cache` or the directory for temporary files.
     """
-    document = _read(path)
+    return parse(read(path), str(path), environ)
+
+
+def parse(text: str, source: str, environ: Mapping[str, str]) -> Config:
+    """The configuration of a text as `load` reads it; `source` names it in errors. Raises ConfigError."""
+    document = _document(text, source)
     keys = _secret_keys(environ)
     try:
         overrides = read_overrides(Config, environ, ENVIRONMENT_PREFIX, NOT_KEYS)
@@ -309,7 +315,7 @@ def load(path: pathlib.Path, environ: Mapping[str, str]) -> Config:
     try:
         return _structure(apply_overrides(document, overrides), environ, keys)
     except Invalid as error:
-        raise _blame(error, str(path), overrides) from None
+        raise _blame(error, source, overrides) from None
 
 
 def _secret_keys(environ: Mapping[str, str]) -> SecretKeys | None:
@@ -320,17 +326,23 @@ def _secret_keys(environ: Mapping[str, str]) -> SecretKeys | None:
         raise ConfigError(SECRET_KEYS, str(error).removeprefix(SECRET_KEYS).lstrip(": ")) from None
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: pathlib.Path) -> str:
+    """The text of a configuration file. Raises ConfigError."""
     try:
-        document = parse_json(path.read_text("utf-8-sig"))
+        return path.read_text("utf-8-sig")
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is not UTF-8 text: byte {error.start}") from None
+
+
+def _document(text: str, source: str) -> dict[str, Any]:
+    try:
+        document = parse_json(text)
     except Invalid as error:
-        raise ConfigError(str(path), error.problem) from None
+        raise ConfigError(source, error.problem) from None
     if not isinstance(document, dict):
-        raise ConfigError(str(path), f"expected an object, found {kind_of(document)}")
+        raise ConfigError(source, f"expected an object, found {kind_of(document)}")
     return document
 
 

@@ -3,17 +3,24 @@
 Beside figures in Prometheus' own conventions (base units, `delta_s3_proxy_` prefix, bounded labels) stand the
 five that users of the original know under their old names. Cost matters: label children are bound once and
 kept.
+
+With several workers the counters and histograms of each lie in files that the parent adds up
+(prometheus-client's multiprocess mode); what depends on the time of asking each worker tells as `Moment`, and
+the parent joins these.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
+import attrs
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -73,11 +80,19 @@ class MinuteAverage:
         self._counts[slot] += 1
         self._sums[slot] += value
 
+    def totals(self, now: int) -> tuple[float, int]:
+        """The sum and the number of the values of the minute that ends at a second."""
+        live = [slot for slot, second in enumerate(self._seconds) if now - WINDOW_SECONDS < second <= now]
+        return sum(self._sums[slot] for slot in live), sum(self._counts[slot] for slot in live)
+
     def mean(self, now: int) -> float:
         """The mean at a second; 0.0 when the minute holds nothing."""
-        live = [slot for slot, second in enumerate(self._seconds) if now - WINDOW_SECONDS < second <= now]
-        count = sum(self._counts[slot] for slot in live)
-        return sum(self._sums[slot] for slot in live) / count if count else 0.0
+        return _mean(self.totals(now))
+
+
+def _mean(totals: tuple[float, int]) -> float:
+    total, count = totals
+    return total / count if count else 0.0
 
 
 class MinuteUsers:
@@ -108,6 +123,11 @@ class MinuteUsers:
         """How many there were in the minute that ends at a second."""
         self._forget(now)
         return len(self._last)
+
+    def names(self, now: int) -> tuple[str, ...]:
+        """Who they were."""
+        self._forget(now)
+        return tuple(self._last)
 
     def _forget(self, now: int) -> None:
         while self._last and next(iter(self._last.values())) <= now - WINDOW_SECONDS:
@@ -141,6 +161,74 @@ class _Table:
         self.files = files
         self.at = at
         self.build_seconds = 0.0
+
+
+@attrs.frozen
+class IndexFigures:
+    """The index of one table: paths, seconds since it was last right, seconds of its last build."""
+
+    files: int
+    age: float
+    build_seconds: float
+
+
+@attrs.frozen
+class Moment:
+    """The figures of one process that depend on the time of asking.
+
+    `users` of the last minute; `sizes` of answers and `replies`, seconds the store took, as sum and number.
+    """
+
+    users: tuple[str, ...] = ()
+    sizes: tuple[float, int] = (0.0, 0)
+    replies: tuple[float, int] = (0.0, 0)
+    in_flight: int = 0
+    connections: int = 0
+    indexes: Mapping[str, IndexFigures] = attrs.field(factory=dict)
+
+
+def joined(moments: Iterable[Moment]) -> Moment:
+    """The figures of several processes as of one: a user counts once, an index is as old as the oldest."""
+    parts = list(moments)
+    indexes: dict[str, IndexFigures] = {}
+    for name, index in (item for part in parts for item in part.indexes.items()):
+        known = indexes.get(name, index)
+        indexes[name] = IndexFigures(
+            max(known.files, index.files),
+            max(known.age, index.age),
+            max(known.build_seconds, index.build_seconds),
+        )
+    return Moment(
+        tuple(dict.fromkeys(user for part in parts for user in part.users)),
+        _added(part.sizes for part in parts),
+        _added(part.replies for part in parts),
+        sum(part.in_flight for part in parts),
+        sum(part.connections for part in parts),
+        indexes,
+    )
+
+
+def _added(totals: Iterable[tuple[float, int]]) -> tuple[float, int]:
+    pairs = list(totals)
+    return sum(total for total, _ in pairs), sum(count for _, count in pairs)
+
+
+class _Joined(Collector):
+    """The figures of a moment."""
+
+    def __init__(self, moment: Moment) -> None:
+        self._moment = moment
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _families(self._moment)
+
+
+def render_workers(directory: Path, moments: Iterable[Moment]) -> bytes:
+    """All figures of the workers in Prometheus' text format. Blocks: it reads their files in `directory`."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    registry.register(_Joined(joined(moments)))
+    return generate_latest(registry)
 
 
 class Metrics(Collector):
@@ -297,40 +385,25 @@ class Metrics(Collector):
         """All figures in Prometheus' text format; its content type is `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
-    def collect(self) -> Iterator[Metric]:
+    def moment(self) -> Moment:
         """The figures that depend on the time of asking."""
         now = self._clock.seconds()
         second = int(now)
-        yield _gauge(
-            "unique_users_last_minute", "Distinct users of the last minute", self._users.count(second)
+        return Moment(
+            self._users.names(second),
+            self._sizes.totals(second),
+            self._replies.totals(second),
+            self._in_flight(),
+            self._connections(),
+            {
+                table: IndexFigures(state.files, max(0.0, now - state.at), state.build_seconds)
+                for table, state in self._indexes.items()
+            },
         )
-        yield _gauge(
-            "backend_reply_latency_seconds_avg",
-            "Mean reply time of the store, last minute",
-            self._replies.mean(second),
-        )
-        yield _gauge(
-            "average_message_size_bytes",
-            "Mean size of an answer's body, last minute",
-            self._sizes.mean(second),
-        )
-        yield _gauge(f"{_PREFIX}requests_in_flight", "Requests not yet answered", self._in_flight())
-        yield _gauge(f"{_PREFIX}connections", "Open client connections", self._connections())
-        yield from self._collect_indexes(now)
 
-    def _collect_indexes(self, now: float) -> Iterator[Metric]:
-        files = GaugeMetricFamily(f"{_PREFIX}index_files", "Paths in the index of a table", labels=("table",))
-        age = GaugeMetricFamily(
-            f"{_PREFIX}index_age_seconds", "Time since the index was last right", labels=("table",)
-        )
-        build = GaugeMetricFamily(
-            f"{_PREFIX}index_build_seconds", "Time of the last build of the index", labels=("table",)
-        )
-        for table, state in sorted(self._indexes.items()):
-            files.add_metric((table,), state.files)
-            age.add_metric((table,), max(0.0, now - state.at))
-            build.add_metric((table,), state.build_seconds)
-        yield from (files, age, build)
+    def collect(self) -> Iterator[Metric]:
+        """The same, as Prometheus takes them."""
+        yield from _families(self.moment())
 
     def _bind(self, operation: str, decision: str, hundreds: int, table: str) -> Counter:
         status = _CLASSES[hundreds] if 0 < hundreds < len(_CLASSES) else OTHER
@@ -353,6 +426,32 @@ class Metrics(Collector):
 
     def _table(self, alias: str) -> str:
         return alias if alias in self._tables else OTHER if alias else NONE
+
+
+def _families(moment: Moment) -> Iterator[Metric]:
+    yield _gauge("unique_users_last_minute", "Distinct users of the last minute", len(moment.users))
+    yield _gauge(
+        "backend_reply_latency_seconds_avg",
+        "Mean reply time of the store, last minute",
+        _mean(moment.replies),
+    )
+    yield _gauge(
+        "average_message_size_bytes", "Mean size of an answer's body, last minute", _mean(moment.sizes)
+    )
+    yield _gauge(f"{_PREFIX}requests_in_flight", "Requests not yet answered", moment.in_flight)
+    yield _gauge(f"{_PREFIX}connections", "Open client connections", moment.connections)
+    files = GaugeMetricFamily(f"{_PREFIX}index_files", "Paths in the index of a table", labels=("table",))
+    age = GaugeMetricFamily(
+        f"{_PREFIX}index_age_seconds", "Time since the index was last right", labels=("table",)
+    )
+    build = GaugeMetricFamily(
+        f"{_PREFIX}index_build_seconds", "Time of the last build of the index", labels=("table",)
+    )
+    for table, index in sorted(moment.indexes.items()):
+        files.add_metric((table,), index.files)
+        age.add_metric((table,), index.age)
+        build.add_metric((table,), index.build_seconds)
+    yield from (files, age, build)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -26,6 +26,7 @@ NEED_A_RESTART: Final = (
     "database",
     "audit",
     "cache",
+    "workers",
     "limits",
     "secret_keys",
 )

@@ -23,6 +23,7 @@ from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -31,7 +32,7 @@ from twisted.web.http import TEMPORARY_REDIRECT
 from delta_proxy.access.audit import AuditLog
 from delta_proxy.access.policy import PolicyError, check
 from delta_proxy.access.snapshot import utc_now
-from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load
+from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load, parse, read
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.catalog import LogCatalog
@@ -46,7 +47,7 @@ from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
 from delta_proxy.delta.write_marks import WriteMarks
 from delta_proxy.identity import Identity
-from delta_proxy.metrics import CONTENT_TYPE, Metrics
+from delta_proxy.metrics import CONTENT_TYPE, Metrics, Moment
 from delta_proxy.reload import Reload
 from delta_proxy.resources.auditing import record_decision
 from delta_proxy.resources.head import HeadLimits
@@ -67,6 +68,8 @@ from delta_proxy.upstream.retry import Timeouts
 from delta_proxy.upstream.splice import Splicing
 from delta_proxy.upstream.stores import TableLocation
 from delta_proxy.upstream.writer import TableWriter
+from delta_proxy.workers.child import AdoptedPort, WorkerEnd
+from delta_proxy.workers.parent import ParentService, Setting, log_arguments, stop_once
 
 _BACKLOG = 1024
 _NAME = "delta-s3-proxy"
@@ -79,20 +82,28 @@ class Options(usage.Options):
 
     synopsis = "[--config FILE]"
     optParameters: ClassVar[list[list[Any]]] = [
-        ["config", "c", None, "The configuration, a JSON file; PROXY_* variables go before it."]
+        ["config", "c", None, "The configuration, a JSON file; PROXY_* variables go before it."],
+        ["worker", None, None, "For the proxy's own use: the descriptor of a worker's link to its parent."],
     ]
 
     file: pathlib.Path
+    text: str
     loaded: Config
+    end: WorkerEnd | None = None
 
     def postOptions(self) -> None:
         """Read the configuration before anything is started; a mistake is one line and exit status 1."""
-        if self["config"] is None:
-            raise SystemExit(f"{_NAME}: --config FILE is needed")
-        # twistd changes its directory when it goes to the background.
-        self.file = pathlib.Path(self["config"]).absolute()
         try:
-            self.loaded = self.load()
+            if self["worker"] is not None:
+                self.end = WorkerEnd(int(self["worker"]), os.environ)
+                self.loaded = self.end.given.config(os.environ)
+                return
+            if self["config"] is None:
+                raise SystemExit(f"{_NAME}: --config FILE is needed")
+            # twistd changes its directory when it goes to the background.
+            self.file = pathlib.Path(self["config"]).absolute()
+            self.text = read(self.file)
+            self.loaded = parse(self.text, str(self.file), os.environ)
         except ConfigError as error:
             raise SystemExit(f"{_NAME}: {error}") from None
 
@@ -106,22 +117,50 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it: not before twistd has chosen
 
     try:
+        if options.end is not None:
+            return ProxyService(options.loaded, reactor, end=options.end)
+        if options.loaded.workers > 1:
+            return make_parent(options, reactor)
         return ProxyService(options.loaded, reactor, options.load)
     except (UnusableCertificate, UnusableDirectory, UnusableAudit) as error:
         raise SystemExit(f"{_NAME}: {error}") from None
 
 
+def make_parent(options: Options, reactor: Any) -> ParentService:
+    """The parent of several workers; what would keep each of them from starting is found out here."""
+    config = options.loaded
+    private_directory(config.cache.directory)
+    if config.tls is not None:
+        server_context(config.tls.certificate, config.tls.private_key)
+    audit = _open_audit(config.audit, lambda _: None)
+    if audit is not None:
+        audit.close()
+    say_what_is_open(config)
+    arguments, log = log_arguments(options.parent or {})
+    setting = Setting(options.file, options.text, os.getcwd(), arguments, log)
+    return ParentService(config, reactor, setting, name=_NAME, give_up=partial(give_up, reactor))
+
+
 class ProxyService(MultiService):
     """Listens on `port` and `metricsPort`; stopping it answers what is in flight first.
 
-    `reload` reads the configuration again, blocking; it raises ConfigError.
+    `reload` reads the configuration again, blocking; it raises ConfigError. A worker has instead `end`, the
+    link to its parent, which opened the port and reads the configuration for all.
     """
 
-    def __init__(self, config: Config, reactor: Any, reload: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        reload: Callable[[], Config] | None = None,
+        *,
+        end: WorkerEnd | None = None,
+    ) -> None:
         super().__init__()
         self._config = config
         self._reactor = reactor
-        self._reload = Reload(reload, self._defer_to_pool, self)
+        self._reload = None if reload is None else Reload(reload, self._defer_to_pool, self)
+        self._end = end
         self._pool = ThreadPool(1, config.limits.threads, name=_NAME)
         self._connections = make_pool(reactor, connections=config.limits.upstream_connections)
         self._reads = make_reads(
@@ -167,7 +206,10 @@ class ProxyService(MultiService):
         super().startService()
         self._reactor.callWhenRunning(self._take_over_signals)
         self._reactor.callWhenRunning(_spare_collections)
-        say_what_is_open(self._config)
+        if self._end is None:
+            say_what_is_open(self._config)
+        else:
+            self._end.attach(self, self._reactor)
         for work in (self.disk.start(), self._identity.start(), self._check_at_start()):
             Deferred.fromCoroutine(work).addErrback(_log_unexpected)
 
@@ -191,14 +233,33 @@ class ProxyService(MultiService):
         if self._splicing is not None:
             self._splicing.close()
         self._pool.stop()
+        if self._end is not None:
+            await self._end.close()
 
     def _take_over_signals(self) -> None:
         """Twisted ends the process by the signal it got; a service that drained ends with status 0."""
         in_reactor = self._reactor.callFromThread
-        signal.signal(signal.SIGTERM, lambda *_: in_reactor(self._reactor.stop))
-        signal.signal(signal.SIGHUP, lambda *_: in_reactor(self._reload.ask))
-        if self._audit is not None:
+        signal.signal(signal.SIGTERM, lambda *_: in_reactor(self.stop))
+        # A worker is told by its parent; a signal to the whole group is not for it.
+        ask = None if self._reload is None else self._reload.ask
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ask is None else lambda *_: in_reactor(ask))
+        if self._end is not None:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        elif self._audit is not None:
             signal.signal(signal.SIGUSR1, reopening(self._audit, signal.getsignal(signal.SIGUSR1)))
+
+    def stop(self) -> None:
+        """Drain, and end the process."""
+        stop_once(self._reactor)
+
+    def reopen(self) -> None:
+        """Go on in a new audit log."""
+        if self._audit is not None:
+            self._audit.reopen()
+
+    def moment(self) -> Moment:
+        """The figures of the moment, for the parent."""
+        return self.metrics.moment()
 
     def _report(self, line: str) -> None:
         """A line of the audit log's own thread."""
@@ -360,17 +421,19 @@ class ProxyService(MultiService):
 
     def _listen(self) -> None:
         config = self._config
-        if config.tls is None:
-            server: Any = TCPServer(config.port, self.site, backlog=_BACKLOG, interface=config.interface)
+        context = None
+        if config.tls is not None:
+            context = server_context(config.tls.certificate, config.tls.private_key)
+        if self._end is not None:
+            factory = self.site if context is None else TLSMemoryBIOFactory(context, False, self.site)
+            listen = self._reactor.adoptStreamPort
+            AdoptedPort(listen, self._end.given.listener, factory).setServiceParent(self)
+            return
+        where = {"backlog": _BACKLOG, "interface": config.interface}
+        if context is None:
+            TCPServer(config.port, self.site, **where).setServiceParent(self)
         else:
-            server = SSLServer(
-                config.port,
-                self.site,
-                server_context(config.tls.certificate, config.tls.private_key),
-                backlog=_BACKLOG,
-                interface=config.interface,
-            )
-        server.setServiceParent(self)
+            SSLServer(config.port, self.site, context, **where).setServiceParent(self)
         if config.metrics_port is not None:
             operators = metrics_site(
                 reactor=self._reactor,
@@ -412,7 +475,12 @@ class ProxyService(MultiService):
         try:
             await self.check_grants(self._config, frozenset(self._config.table_mapping))
         except PolicyError as error:
-            self._give_up(f"{error}")
+            if self._end is not None:
+                self._end.refuse(f"{error}")
+            give_up(self._reactor, f"{error}")
+            return
+        if self._end is not None:
+            self._end.up()
 
     async def check_grants(self, config: Config, aliases: Collection[str]) -> None:
         """Raises PolicyError for a grant that cannot be meant for its table, of those given."""
@@ -426,12 +494,13 @@ class ProxyService(MultiService):
             else:
                 check(grant, index.metadata.columns, ".".join(path))
 
-    def _give_up(self, problem: str) -> None:
-        """End the process with status 1; twistd itself knows only 0 and signals."""
-        print(f"{_NAME}: {problem}", file=sys.stderr, flush=True)
-        _log.critical("{problem}", problem=problem)
-        atexit.register(os._exit, 1)
-        self._reactor.stop()
+
+def give_up(reactor: Any, problem: str) -> None:
+    """End the process with status 1; twistd itself knows only 0 and signals."""
+    print(f"{_NAME}: {problem}", file=sys.stderr, flush=True)
+    _log.critical("{problem}", problem=problem)
+    atexit.register(os._exit, 1)
+    stop_once(reactor)
 
 
 def _timeouts(config: Config) -> Timeouts:

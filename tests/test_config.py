@@ -236,7 +236,7 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
     [
         ({"getmode": "proxy"}, 'unknown key "getmode"; did you mean "getMode"?'),
         ({"storage": {"endpont": "x"}}, 'storage: unknown key "endpont"; did you mean "endpoint"?'),
-        ({"workers": 2}, 'unknown key "workers"'),
+        ({"workers": 0}, "workers: expected a number from 1 to 64, found 0"),
         ({"zzz\n": 2}, 'unknown key "zzz\\n"'),
         ({"port": "18080"}, "port: expected a whole number, found a string"),
         ({"port": True}, "port: expected a whole number, found true"),

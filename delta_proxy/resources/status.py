@@ -1,16 +1,11 @@
 """The status page: one small HTML document for people, without scripts or foreign assets."""
 
-# The names are those of Twisted's interfaces.
-# ruff: noqa: N802, N815
-# mypy: allow-untyped-calls
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 
 from attrs import field, frozen
-from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 _STYLE = (
     "body{font:14px/1.5 sans-serif;margin:2em;max-width:60em}"
@@ -37,23 +32,6 @@ class Status:
     uptime_seconds: float
     tables: tuple[TableStatus, ...] = ()
     counters: Mapping[str, float] = field(factory=dict)
-
-
-class StatusPage(Resource):
-    """The page at `/` of the operators' Site."""
-
-    isLeaf = True
-
-    def __init__(self, status: Callable[[], Status]) -> None:
-        super().__init__()
-        self._status = status
-
-    def render_GET(self, request: Request) -> bytes:
-        """The page as UTF-8."""
-        request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
-        request.setHeader(b"Cache-Control", b"no-store")
-        request.setHeader(b"Content-Security-Policy", b"default-src 'none'; style-src 'unsafe-inline'")
-        return page(self._status()).encode("utf-8")
 
 
 def page(status: Status) -> str:

@@ -1,0 +1,288 @@
+"""Two workers on one port, as twistd runs them: one pid to signal, one set of figures, whole audit lines."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from delta_proxy.demo import answers, running
+from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD, Credentials, SigningKeys, canonical_query, sign
+
+from . import servers
+from .conftest import GRANTED, TRADES
+from .raw import get, quoted, request
+from .servers import BUCKET, Proxy, Store
+from .test_service import wait_until as wait_until_for
+
+KEYS = SigningKeys()
+pytestmark = pytest.mark.xdist_group("workers")
+
+USERS: dict[str, dict[str, Any]] = {
+    name: {"accessKey": f"AK{name.upper()}", "secretKey": f"secret-of-{name}", "allowedPartitions": grants}
+    for name, grants in (("alice", {TRADES: [{"MIC": list(GRANTED)}]}), ("bob", {TRADES: [{}]}))
+}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds, with patience for slow machines."""
+    wait_until_for(condition, 120)
+
+
+def settings(folder: pathlib.Path, **more: Any) -> dict[str, Any]:
+    return {
+        "workers": 2,
+        "tableMapping": {TRADES: f"s3://{BUCKET}/{TRADES}"},
+        "getMode": "proxy",
+        "logView": "filtered",
+        "audit": str(folder / "audit.log"),
+        "interface": "127.0.0.1",
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def proxy(moto_store: Store, folder: pathlib.Path) -> Iterator[Proxy]:
+    config = servers.configuration(moto_store, **settings(folder, users=USERS))
+    with servers.proxy(moto_store, config, folder) as started:
+        wait_until(lambda: checks(started).get("workers") is True)
+        yield started
+
+
+def read(proxy: Proxy, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{proxy.metrics_port}{path}", timeout=30) as answer:
+        return bytes(answer.read())
+
+
+def figures(proxy: Proxy) -> dict[str, float]:
+    lines = read(proxy, "/metrics").decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def checks(proxy: Proxy) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(read(proxy, "/health/ready"))["checks"]
+    except OSError:
+        return {}
+    return found
+
+
+def workers(pid: int) -> list[int]:
+    """The processes that a process started and that live, in their order."""
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def status_of(proxy: Proxy, user: str) -> int:
+    """The status of a listing on a connection of its own, so that any worker may answer."""
+    who = USERS[user]
+    host = f"127.0.0.1:{proxy.port}"
+    query = (("list-type", "2"), ("prefix", f"{TRADES}/"))
+    credentials = Credentials(who["accessKey"], who["secretKey"])
+    fields = sign(
+        "GET",
+        host,
+        "/datalake",
+        query,
+        (),
+        UNSIGNED_PAYLOAD,
+        credentials,
+        "us-east-1",
+        datetime.now(UTC),
+        KEYS,
+    )
+    return request(proxy, "GET", f"/datalake?{canonical_query(query)}", {"Host": host, **dict(fields)}).status
+
+
+def every_worker(proxy: Proxy, user: str) -> set[int]:
+    """The statuses of so many listings that each worker will have answered some."""
+    return {status_of(proxy, user) for _ in range(16)}
+
+
+def audit_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "audit.log").read_text().splitlines()]
+
+
+def test_two_workers_under_load_count_each_request_once_and_write_whole_audit_lines(
+    proxy: Proxy, folder: pathlib.Path
+) -> None:
+    before, lines_before = figures(proxy), len(audit_lines(folder))
+
+    def load(number: int) -> list[int]:
+        return [status_of(proxy, ("alice", "bob")[number % 2]) for _ in range(15)]
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [status for part in pool.map(load, range(8)) for status in part]
+    assert statuses == [200] * 120
+    wait_until(lambda: len(audit_lines(folder)) >= lines_before + 120)
+    records = audit_lines(folder)[lines_before:]
+    assert len({record["request_id"] for record in records}) == 120
+    after = figures(proxy)
+    assert after["queries_served_total"] - before["queries_served_total"] == 120
+    # Both of them were seen by both workers, very likely; they are two all the same.
+    assert after["unique_users_last_minute"] <= 2
+
+
+def test_health_and_status_speak_for_all_workers(proxy: Proxy) -> None:
+    assert checks(proxy) == {"workers": True, "accepting": True, "credentials": True, "audit": True}
+    assert b"<td>workers<td class=n>2" in read(proxy, "/")
+    assert answers(f"http://127.0.0.1:{proxy.metrics_port}/health/live")
+
+
+def test_a_rotated_audit_log_is_reopened_by_every_worker(proxy: Proxy, folder: pathlib.Path) -> None:
+    (folder / "audit.log").rename(folder / "audit.old")
+    os.kill(proxy.pid, signal.SIGUSR1)
+    wait_until((folder / "audit.log").exists)
+    old = len((folder / "audit.old").read_text().splitlines())
+
+    def all_in_the_new_file() -> bool:
+        nonlocal old
+        fresh = [get(proxy, f"{TRADES}/x").status for _ in range(8)]
+        before, old = old, len((folder / "audit.old").read_text().splitlines())
+        return len(fresh) == 8 and old == before and len(audit_lines(folder)) >= 8
+
+    wait_until(all_in_the_new_file)
+
+
+def test_a_reload_reaches_every_worker_and_a_bad_file_none(proxy: Proxy, folder: pathlib.Path) -> None:
+    path = folder / "config.json"
+    good = path.read_text()
+    taken_away = json.loads(good)
+    taken_away["users"]["alice"]["accessKey"] = "AKOTHER"
+    try:
+        path.write_text('{"tableMapping": {}}')
+        os.kill(proxy.pid, signal.SIGHUP)
+        wait_until(lambda: "was not reloaded" in proxy.log.read_text())
+        assert every_worker(proxy, "alice") == {200}
+        path.write_text(json.dumps(taken_away))
+        os.kill(proxy.pid, signal.SIGHUP)
+        wait_until(lambda: proxy.log.read_text().count("the configuration was reloaded") == 1)
+        wait_until(lambda: every_worker(proxy, "alice") == {403})
+    finally:
+        path.write_text(good)
+        os.kill(proxy.pid, signal.SIGHUP)
+        wait_until(lambda: proxy.log.read_text().count("the configuration was reloaded") == 2)
+        wait_until(lambda: every_worker(proxy, "alice") == {200})
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_counts_go_on(proxy: Proxy) -> None:
+    counted = figures(proxy)["queries_served_total"]
+    first, second = workers(proxy.pid)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: len(workers(proxy.pid)) == 2 and first not in workers(proxy.pid))
+    assert second in workers(proxy.pid)
+    wait_until(lambda: checks(proxy).get("workers") is True)
+    assert status_of(proxy, "bob") == 200
+    assert figures(proxy)["queries_served_total"] > counted
+    assert "ended by SIGKILL" in proxy.log.read_text()
+
+
+def test_sigterm_to_the_parent_drains_the_workers_and_exits_with_0(
+    gateway_store: Store, tmp_path: pathlib.Path
+) -> None:
+    size = 64 * 1024 * 1024
+    gateway_store.boto3().put_object(Bucket=BUCKET, Key="drained/object", Body=bytes(size))
+    config = servers.configuration(
+        gateway_store, **settings(tmp_path, tableMapping={"drained": f"s3://{BUCKET}/drained"})
+    )
+    path, port, metrics_port = servers.write_configuration(config, tmp_path)
+    with running(
+        servers.proxy_command(path),
+        log=tmp_path / "proxy.log",
+        env=servers.proxy_environment(gateway_store),
+        ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/health/ready"),
+    ) as child:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", quoted("drained/object"))
+        answer = connection.getresponse()
+        received = len(answer.read(65536))
+        pids = workers(child.pid)
+        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGTERM)
+        wait_until(lambda: not answers(f"http://127.0.0.1:{metrics_port}/health/live"))
+        assert child.poll() is None
+        while part := answer.read(1024 * 1024):
+            received += len(part)
+        connection.close()
+        assert received == size
+        assert child.wait(60) == 0
+        assert all(servers.ended(pid) for pid in pids)
+    assert "Traceback" not in (tmp_path / "proxy.log").read_text()
+
+
+@pytest.mark.slow
+def test_workers_in_the_background_log_to_one_file_and_end_with_their_parent(
+    moto_store: Store, tmp_path: pathlib.Path
+) -> None:
+    config = servers.configuration(moto_store, **settings(tmp_path))
+    path, _, metrics_port = servers.write_configuration(config, tmp_path)
+    pidfile, log = tmp_path / "proxy.pid", tmp_path / "proxy.log"
+    command = servers.proxy_command(path, f"--pidfile={pidfile}", f"--logfile={log}")
+    started = servers.run(command, env=servers.proxy_environment(moto_store), cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    wait_until(pidfile.exists)
+    pid = int(pidfile.read_text())
+    pids: list[int] = []
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/health/ready"))
+        pids = workers(pid)
+        log.rename(tmp_path / "proxy.old")
+        os.kill(pid, signal.SIGUSR1)
+        wait_until(log.exists)
+        # A parent that is killed cannot say so; the workers end all the same.
+        os.kill(pid, signal.SIGKILL)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            servers.stop(pid)
+    assert len(pids) == 2
+    wait_until(lambda: all(servers.ended(each) for each in pids))
+    assert "Traceback" not in (tmp_path / "proxy.old").read_text() + log.read_text()
+    assert (tmp_path / "proxy.old").read_text().count("starting up") == 3
+
+
+@pytest.mark.slow
+def test_a_grant_that_cannot_be_meant_ends_the_start_of_all_workers(
+    moto_store: Store, tmp_path: pathlib.Path
+) -> None:
+    more = settings(tmp_path, allowedPartitions={TRADES: [{"ISIN": "GB0005405286"}]})
+    path, _, _ = servers.write_configuration(servers.configuration(moto_store, **more), tmp_path)
+    done = servers.run(servers.proxy_command(path), env=servers.proxy_environment(moto_store), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "ISIN" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_audit_lines_on_standard_output_are_whole(moto_store: Store, tmp_path: pathlib.Path) -> None:
+    config = servers.configuration(moto_store, **settings(tmp_path, audit="-"))
+    with servers.proxy(moto_store, config, tmp_path) as proxy:
+        start = threading.Barrier(4)
+
+        def load(_: int) -> list[int]:
+            start.wait()
+            return [get(proxy, f"{TRADES}/none-{number}").status for number in range(20)]
+
+        with ThreadPoolExecutor(4) as pool:
+            assert {status for part in pool.map(load, range(4)) for status in part} == {404}
+
+        def records() -> list[dict[str, Any]]:
+            lines = proxy.log.read_text().splitlines()
+            return [json.loads(line) for line in lines if line.startswith("{")]
+
+        wait_until(lambda: len(records()) >= 80)
+        assert len({record["request_id"] for record in records()}) == 80
