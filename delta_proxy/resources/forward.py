@@ -78,12 +78,12 @@ class Forwarding:
 
     def _mode(self, request: EdgeRequest) -> AuthMode:
         """Raises InvalidArgument for a mode that is none."""
-        wanted = [value for name, value in request.raw_headers if name.lower() == MODE_HEADER.encode()]
+        wanted = request.headers.all(MODE_HEADER)
         if not self.by_header or not wanted:
             return self.default
         try:
             (mode,) = wanted
-            return AuthMode(mode.decode("latin-1"))
+            return AuthMode(mode)
         except ValueError:
             raise InvalidArgument(f"{MODE_HEADER} must be iam or forward, once.") from None
 
@@ -114,7 +114,7 @@ class ForwardResource(S3Resource):
         """The resource for a request that forwarding takes. Raises S3Error."""
         route = forwarding.route(request)
         addressing = Addressing("", (route.domain,))
-        s3 = parse_request(request.method, request.uri, request.raw_headers, addressing)
+        s3 = parse_request(request.method, request.uri, request.headers, addressing)
         return cls(services, forwarding, route, s3)
 
     async def _authenticated_answer(self, request: EdgeRequest) -> AnyAnswer:

@@ -18,13 +18,14 @@ from delta_proxy.s3.errors import (
     RequestHeaderSectionTooLarge,
     S3Error,
 )
+from delta_proxy.s3.headers import Headers
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([!-~\x80-\xff]+) HTTP/(\d\.\d)")
-_FIELD = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([\t -~\x80-\xff]*)")
+_FIELD = re.compile(_TOKEN + rb"+:[\t -~\x80-\xff]*")
+_FIELDS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+")
 _BEGINNING = re.compile(_TOKEN + rb"{0,32}(?: [!-~\x80-\xff]*(?: [HTP/0-9.]{0,8}\r?)?)?")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection", b"expect"})
+_MOST_DIGITS = 18
 
 
 class UriTooLong(InvalidURI):
@@ -48,18 +49,24 @@ class HeadLimits:
 class RequestHead:
     """A request without its body.
 
-    `target` is the request target as it was sent. `fields` are the header fields in the order and with the
-    names of the wire, values without outer spaces. `length` is the body's size in bytes, None for a chunked
-    body, 0 for no body.
+    `target` is the request target as it was sent, `lines` are the header fields as they were. `length` is the
+    body's size in bytes, None for a chunked body, 0 for no body.
     """
 
     method: bytes
     target: bytes
     version: bytes
-    fields: tuple[tuple[bytes, bytes], ...]
+    headers: Headers
+    lines: tuple[bytes, ...]
     length: int | None
     persistent: bool
     expects_continue: bool
+
+    @property
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The header fields in the order and with the names of the wire, values without outer spaces."""
+        pairs = (line.partition(b":") for line in self.lines)
+        return tuple((name, value.strip(b" \t")) for name, _, value in pairs)
 
 
 def parse_head(block: bytes, limits: HeadLimits) -> RequestHead:
@@ -67,7 +74,7 @@ def parse_head(block: bytes, limits: HeadLimits) -> RequestHead:
 
     Raises InvalidRequest for what is not HTTP/1.0 or 1.1, UriTooLong and RequestHeaderSectionTooLarge.
     """
-    line, *lines = block.removeprefix(b"\r\n").split(b"\r\n")
+    line, _, rest = block.removeprefix(b"\r\n").partition(b"\r\n")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         raise InvalidRequest("The request line is malformed.")
@@ -76,11 +83,12 @@ def parse_head(block: bytes, limits: HeadLimits) -> RequestHead:
         raise InvalidRequest("The HTTP version is not supported.")
     if len(target) > limits.target:
         raise UriTooLong
+    lines = tuple(rest.split(b"\r\n")) if rest else ()
     if len(lines) > limits.fields:
         raise RequestHeaderSectionTooLarge
-    fields = tuple(_field(text) for text in lines)
-    length, persistent, expects = _framing(fields, modern=digits == b"1.1")
-    return RequestHead(method, target, b"HTTP/" + digits, fields, length, persistent, expects)
+    headers = _headers(rest, lines)
+    length, persistent, expects = _framing(headers, modern=digits == b"1.1")
+    return RequestHead(method, target, b"HTTP/" + digits, headers, lines, length, persistent, expects)
 
 
 def check_beginning(buffered: bytes) -> None:
@@ -108,12 +116,12 @@ def method_of(buffered: bytes) -> bytes:
     return method if space and re.fullmatch(_TOKEN + rb"+", method) else b""
 
 
-def _field(text: bytes) -> tuple[bytes, bytes]:
-    match = _FIELD.fullmatch(text)
-    if match is None:
-        raise InvalidRequest(_complaint(text))
-    name, value = match.groups()
-    return name, value.rstrip(b" \t")
+def _headers(block: bytes, lines: tuple[bytes, ...]) -> Headers:
+    """The fields of a block, checked in one go. Raises InvalidRequest."""
+    if lines and _FIELDS.fullmatch(block + b"\r\n") is None:
+        raise InvalidRequest(_complaint(next(line for line in lines if not _FIELD.fullmatch(line))))
+    pairs = [line.partition(":") for line in block.decode("latin-1").split("\r\n")] if lines else []
+    return Headers(tuple([(name.lower(), value.strip(" \t")) for name, _, value in pairs]))
 
 
 def _complaint(text: bytes) -> str:
@@ -122,33 +130,31 @@ def _complaint(text: bytes) -> str:
     return "A header field is malformed."
 
 
-def _framing(fields: tuple[tuple[bytes, bytes], ...], *, modern: bool) -> tuple[int | None, bool, bool]:
+def _framing(headers: Headers, *, modern: bool) -> tuple[int | None, bool, bool]:
     """Length of the body, whether the connection may stay open, whether 100 Continue is awaited."""
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        lower = name.lower()
-        if lower in _FRAMING:
-            found.setdefault(lower, []).append(value)
-    hosts = found.get(b"host", [])
+    hosts = headers.all("host")
     if len(hosts) > 1 or (modern and not hosts):
         raise InvalidRequest("Exactly one Host header is required.")
-    tokens = {token.strip().lower() for value in found.get(b"connection", []) for token in value.split(b",")}
-    expects = modern and any(value.lower() == b"100-continue" for value in found.get(b"expect", []))
-    length = _length(found.get(b"content-length", []), found.get(b"transfer-encoding", []), modern=modern)
-    return length, modern and b"close" not in tokens, expects and length != 0
+    length = _length(headers.all("content-length"), headers.all("transfer-encoding"), modern=modern)
+    expects = modern and any(value.lower() == "100-continue" for value in headers.all("expect"))
+    return length, modern and not _closes(headers.all("connection")), expects and length != 0
 
 
-def _length(lengths: list[bytes], codings: list[bytes], *, modern: bool) -> int | None:
+def _closes(connection: tuple[str, ...]) -> bool:
+    return any(token.strip(" \t").lower() == "close" for value in connection for token in value.split(","))
+
+
+def _length(lengths: tuple[str, ...], codings: tuple[str, ...], *, modern: bool) -> int | None:
     if lengths and codings:
         raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other.")
     if codings:
-        if not modern or [coding.lower() for coding in codings] != [b"chunked"]:
+        if not modern or [coding.lower() for coding in codings] != ["chunked"]:
             raise InvalidRequest("The transfer encoding is not supported.")
         return None
     if not lengths:
         return 0
-    if len(lengths) > 1 or not lengths[0].isdigit():
+    if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit()):
         raise InvalidRequest("The Content-Length header is malformed.")
-    if _LENGTH.fullmatch(lengths[0]) is None:
+    if len(lengths[0]) > _MOST_DIGITS:
         raise EntityTooLarge
     return int(lengths[0])

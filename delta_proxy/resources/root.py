@@ -53,7 +53,7 @@ class RootResource(Resource):
             return PreflightResource(services.settings.cors)
         if services.forward is not None and services.forward.takes(request):
             return ForwardResource.of(services, services.forward, request)
-        s3 = parse_request(request.method, request.uri, request.raw_headers, services.settings.addressing)
+        s3 = parse_request(request.method, request.uri, request.headers, services.settings.addressing)
         if s3.operation is Operation.STS and services.sts is not None:
             return StsResource(services, services.sts, s3)
         if not s3.bucket:

@@ -51,6 +51,7 @@ from delta_proxy.resources.head import (
     parse_head,
     too_long,
 )
+from delta_proxy.s3 import headers as s3_headers
 from delta_proxy.s3.errors import (
     EntityTooLarge,
     InternalError,
@@ -69,6 +70,7 @@ CLIENT_CLOSED = 499
 _NO_BODY_CODES = http.NO_BODY_CODES
 _write = http.Request.write
 _HELD_BODY_BYTES = 64 * 1024
+_NO_HEADERS = s3_headers.Headers()
 
 
 @frozen
@@ -155,8 +157,8 @@ def new_request_id() -> str:
 class EdgeRequest(server.Request):
     """A request whose head has arrived, and its answer.
 
-    `raw_headers` are the header fields as on the wire, in order; `uri` is the raw target. `note` is for the
-    resource to set.
+    `headers` are the header fields as S3 reads them; `uri` is the raw target. `note` is for the resource to
+    set.
     """
 
     defaultContentType = None
@@ -167,7 +169,8 @@ class EdgeRequest(server.Request):
     def __init__(self, channel: S3Channel, *args: object, **keywords: object) -> None:
         self._request_headers: Headers | None = None
         super().__init__(channel, parsePOSTFormSubmission=False)
-        self.raw_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.headers = _NO_HEADERS
+        self._head: RequestHead | None = None
         self.request_id = new_request_id()
         self.note = RequestNote()
         self.started_at = 0.0
@@ -184,8 +187,13 @@ class EdgeRequest(server.Request):
         self._refusal: S3Error | None = None
 
     @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The header fields as on the wire, in order."""
+        return () if self._head is None else self._head.fields
+
+    @property
     def requestHeaders(self) -> Headers:
-        """The header fields by name, built when first asked for: most use `raw_headers`."""
+        """The header fields by name for twisted.web, built when first asked for: most use `headers`."""
         if self._request_headers is None:
             self._request_headers = Headers()
             for name, value in self.raw_headers:
@@ -201,7 +209,8 @@ class EdgeRequest(server.Request):
         self.method, self.uri, self.clientproto = head.method, head.target, head.version
         self.path = head.target.partition(b"?")[0]
         self.args = {}
-        self.raw_headers = head.fields
+        self.headers = head.headers
+        self._head = head
         self._request_headers = None
         self.started_at = now
         self._expects_continue = head.expects_continue

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from attrs import frozen
+from attrs import field, frozen
 
 
 @frozen
@@ -12,21 +12,34 @@ class Headers:
     """Header fields in order of arrival: lower-case names, values as latin-1 text without outer spaces."""
 
     items: tuple[tuple[str, str], ...] = ()
+    # Most fields are asked for by name, some several times a request.
+    _first: Mapping[str, str] = field(init=False, eq=False, repr=False)
+
+    @_first.default
+    def _first_values(self) -> Mapping[str, str]:
+        return dict(reversed(self.items))
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, str]]) -> Headers:
         """Headers from pairs whose names may have any case."""
         return cls(tuple((name.lower(), value.strip(" \t")) for name, value in pairs))
 
+    @property
+    def repeats(self) -> bool:
+        """Whether any field came more than once."""
+        return len(self._first) != len(self.items)
+
     def get(self, name: str) -> str | None:
         """The first value of a field, or None."""
-        wanted = name.lower()
-        return next((value for field, value in self.items if field == wanted), None)
+        return self._first.get(name.lower())
 
     def all(self, name: str) -> tuple[str, ...]:
         """Every value of a field, in order."""
         wanted = name.lower()
-        return tuple(value for field, value in self.items if field == wanted)
+        value = self._first.get(wanted)
+        if value is None:
+            return ()
+        return tuple(value for field, value in self.items if field == wanted) if self.repeats else (value,)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.get(name) is not None
+        return isinstance(name, str) and name.lower() in self._first

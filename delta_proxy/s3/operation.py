@@ -135,6 +135,8 @@ _FORMS = {
         _form(Operation.DELETE_OBJECT),
     ),
 }
+# What each of these is without any parameter.
+_PLAIN = {place: form.operation for place, forms in _FORMS.items() for form in forms if not form.required}
 _COPIES = {
     Operation.PUT_OBJECT: Operation.COPY_OBJECT,
     Operation.UPLOAD_PART: Operation.UPLOAD_PART_COPY,
@@ -172,6 +174,10 @@ def classify(
     Raises NotImplementedByProxy for all of S3 outside the set, unknown query parameters included,
     MethodNotAllowed for a method S3 does not have, InvalidArgument for a list-type other than 2.
     """
+    if not query and "x-amz-copy-source" not in headers:
+        plain = _PLAIN.get((method, _level(bucket, key)))
+        if plain is not None:
+            return plain
     if method not in _METHODS:
         raise NotImplementedByProxy() if method == "OPTIONS" else MethodNotAllowed(fields={"Method": method})
     names = {name for name, _ in query}

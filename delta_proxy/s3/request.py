@@ -71,9 +71,9 @@ class S3Request:
 
 
 def parse_request(
-    method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], addressing: Addressing
+    method: bytes, target: bytes, headers: Headers | Iterable[tuple[bytes, bytes]], addressing: Addressing
 ) -> S3Request:
-    """The request behind a request line and its header fields.
+    """The request behind a request line and its header fields, which are checked unless they are `Headers`.
 
     `target` is in origin form (`/b/k?q`) or absolute form (`http://host:port/b/k?q`); header names may have
     any case. Raises S3Error: InvalidURI for a target that is no URI of S3, KeyTooLongError, InvalidRequest
@@ -81,7 +81,7 @@ def parse_request(
     parameter given twice, and what `classify` raises.
     """
     verb = _verb(method)
-    fields = _parse_headers(headers)
+    fields = headers if isinstance(headers, Headers) else _parse_headers(headers)
     authority, rest = _split_target(target)
     host = _host(authority, fields)
     raw_path, _, raw_query = rest.partition(b"?")
@@ -89,7 +89,8 @@ def parse_request(
     virtual = _virtual_bucket(host, addressing.domains)
     bucket, key = _split_path(raw_path, virtual)
     operation = classify(verb, bucket, key, query, fields)
-    _refuse_duplicates(query)
+    if query:
+        _refuse_duplicates(query)
     return S3Request(
         method=verb,
         raw_path=raw_path,
@@ -133,9 +134,11 @@ def decode(raw: bytes) -> str:
 
     Raises InvalidURI for bad escapes, NUL and what is not UTF-8.
     """
-    if _BAD_ESCAPE.search(raw):
-        raise InvalidURI()
     try:
+        if b"%" not in raw:
+            return raw.decode("utf-8")
+        if _BAD_ESCAPE.search(raw):
+            raise InvalidURI()
         return unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidURI() from None
@@ -190,6 +193,8 @@ def _host(authority: str | None, headers: Headers) -> str:
 
 def _virtual_bucket(host: str, domains: tuple[str, ...]) -> str | None:
     """The bucket that a host names, or None for path style."""
+    if not domains:
+        return None
     name = re.sub(r":[0-9]*$", "", host).lower()
     matching = [domain for domain in domains if name.endswith("." + domain.lower())]
     if not matching or name in {domain.lower() for domain in domains}:
@@ -211,7 +216,7 @@ def _split_path(raw_path: bytes, virtual: str | None) -> tuple[str, str]:
 
 def _key(raw: bytes) -> str:
     key = decode(raw)
-    size = len(key.encode())
+    size = len(key) if key.isascii() else len(key.encode())
     if size > MAX_KEY_BYTES:
         raise KeyTooLongError(fields={"Size": str(size), "MaxSizeAllowed": str(MAX_KEY_BYTES)})
     return key

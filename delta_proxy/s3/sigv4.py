@@ -13,7 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from urllib.parse import quote as _quote
+from functools import lru_cache
 
 from attrs import field, frozen
 
@@ -26,6 +26,9 @@ MAX_PRESIGN_SECONDS = 7 * 24 * 3600
 Pairs = Iterable[tuple[str, str]]
 
 _RESERVED = re.compile(r"[^A-Za-z0-9._~-]")
+_RESERVED_IN_PATH = re.compile(r"[^A-Za-z0-9._~/-]")
+_UNHASHED = hashlib.sha256()
+_SCOPES = 64
 _ESCAPES = {chr(code): f"%{code:02X}" for code in range(128)}
 # Hop-by-hop and telemetry headers: intermediaries change them, so no SDK signs them.
 _NEVER_SIGNED = frozenset(
@@ -42,27 +45,49 @@ class Credentials:
     session_token: str | None = field(default=None, repr=False)
 
 
+class Signer:
+    """Signs with one key: HMAC-SHA256 whose work on the key is done once."""
+
+    __slots__ = ("_keyed",)
+
+    def __init__(self, key: bytes) -> None:
+        self._keyed = hmac.new(key, digestmod="sha256")
+
+    def __call__(self, text: str) -> str:
+        """The signature of a string to sign, in hexadecimal."""
+        keyed = self._keyed.copy()
+        keyed.update(text.encode("utf-8"))
+        return keyed.hexdigest()
+
+
 class SigningKeys:
     """Derived signing keys by scope and secret; beyond `size` the least recently used is dropped."""
 
     def __init__(self, size: int = 1024) -> None:
         self._size = size
-        self._keys: OrderedDict[tuple[str, str, str, str], bytes] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, ...], tuple[bytes, Signer]] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"SigningKeys({len(self._keys)} of {self._size})"
 
     def get(self, secret_key: str, date: str, region: str, service: str) -> bytes:
         """The signing key of a scope; `date` is YYYYMMDD."""
-        name = (secret_key, date, region, service)
-        key = self._keys.get(name)
-        if key is None:
-            key = self._keys[name] = signing_key(secret_key, date, region, service)
+        return self._get(secret_key, date, region, service)[0]
+
+    def signer(self, secret_key: str, date: str, region: str, service: str) -> Signer:
+        """What signs with the key of a scope."""
+        return self._get(secret_key, date, region, service)[1]
+
+    def _get(self, *scope: str) -> tuple[bytes, Signer]:
+        known = self._keys.get(scope)
+        if known is None:
+            key = signing_key(*scope)
+            known = self._keys[scope] = (key, Signer(key))
             if len(self._keys) > self._size:
                 self._keys.popitem(last=False)
         else:
-            self._keys.move_to_end(name)
-        return key
+            self._keys.move_to_end(scope)
+        return known
 
 
 def signing_key(secret_key: str, date: str, region: str, service: str) -> bytes:
@@ -71,14 +96,19 @@ def signing_key(secret_key: str, date: str, region: str, service: str) -> bytes:
     return _hmac(_hmac(_hmac(key, region), service), TERMINATOR)
 
 
-def quote(text: str, safe: str = "") -> str:
-    """Strict RFC 3986 percent-encoding of UTF-8: letters, digits, `-._~` and `safe` stay as they are."""
-    return _quote(text, safe=safe) if safe else _RESERVED.sub(_escape, text)
+def quote(text: str) -> str:
+    """Strict RFC 3986 percent-encoding of UTF-8: letters, digits and `-._~` stay as they are."""
+    return _RESERVED.sub(_escape, text)
+
+
+def quote_path(text: str) -> str:
+    """`quote` that leaves slashes as they are."""
+    return _RESERVED_IN_PATH.sub(_escape, text)
 
 
 def object_path(bucket: str | None, key: str) -> str:
     """The raw path of a key, in path style or, without a bucket, as the path below a bucket's own host."""
-    path = "/" + quote(key, safe="/")
+    path = "/" + quote_path(key)
     return path if bucket is None else f"/{quote(bucket)}{path}"
 
 
@@ -113,8 +143,10 @@ def canonical_request(  # noqa: PLR0917
 
 def string_to_sign(canonical: str, timestamp: str, scope: str) -> str:
     """The string to sign; `timestamp` is that of x-amz-date, `scope` is date/region/service/aws4_request."""
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{ALGORITHM}\n{timestamp}\n{scope}\n{digest}"
+    # A copy is cheaper than a new one, which has OpenSSL look for the algorithm.
+    digest = _UNHASHED.copy()
+    digest.update(canonical.encode("utf-8", "surrogateescape"))
+    return f"{ALGORITHM}\n{timestamp}\n{scope}\n{digest.hexdigest()}"
 
 
 def signature(key: bytes, text: str) -> str:
@@ -124,7 +156,8 @@ def signature(key: bytes, text: str) -> str:
 
 def timestamp_of(moment: datetime) -> str:
     """An aware datetime as x-amz-date writes it."""
-    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    at = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return f"{at.year:04}{at.month:02}{at.day:02}T{at.hour:02}{at.minute:02}{at.second:02}Z"
 
 
 def sign(  # noqa: PLR0917 - the parts of a request, in the order of the canonical form
@@ -156,8 +189,8 @@ def sign(  # noqa: PLR0917 - the parts of a request, in the order of the canonic
     block, names = canonical_headers([("host", host), *added, *_signable(headers)])
     canonical = canonical_request(method, raw_path, canonical_query(query), block, names, payload_hash)
     scope = f"{timestamp[:8]}/{region}/{service}/{TERMINATOR}"
-    key = keys.get(credentials.secret_key, timestamp[:8], region, service)
-    signed = signature(key, string_to_sign(canonical, timestamp, scope))
+    signer = keys.signer(credentials.secret_key, timestamp[:8], region, service)
+    signed = signer(string_to_sign(canonical, timestamp, scope))
     authorization = (
         f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signed}"
     )
@@ -186,20 +219,36 @@ def presign(  # noqa: PLR0917
     timestamp = timestamp_of(now)
     scope = f"{timestamp[:8]}/{region}/s3/{TERMINATOR}"
     block, names = canonical_headers([("host", host), *_signable(headers)])
+    encoded = _presigned_query(credentials.access_key, credentials.session_token, scope, timestamp, expires)
+    encoded = f"{encoded}&X-Amz-SignedHeaders={quote(names)}"
+    more = canonical_query(query)
+    if more:
+        # "X-Amz-" parameters are sorted among the others, which may have any name.
+        encoded = "&".join(sorted([*encoded.split("&"), *more.split("&")], key=_parameter))
+    canonical = canonical_request(method, raw_path, encoded, block, names, UNSIGNED_PAYLOAD)
+    signer = keys.signer(credentials.secret_key, timestamp[:8], region, "s3")
+    return f"{encoded}&X-Amz-Signature={signer(string_to_sign(canonical, timestamp, scope))}"
+
+
+@lru_cache(maxsize=_SCOPES)
+def _presigned_query(
+    access_key: str, session_token: str | None, scope: str, timestamp: str, expires: int
+) -> str:
+    """The parameters that all URLs presigned in the same second have in common, encoded and sorted."""
     pairs = [
-        *query,
         ("X-Amz-Algorithm", ALGORITHM),
-        ("X-Amz-Credential", f"{credentials.access_key}/{scope}"),
+        ("X-Amz-Credential", f"{access_key}/{scope}"),
         ("X-Amz-Date", timestamp),
         ("X-Amz-Expires", str(expires)),
-        ("X-Amz-SignedHeaders", names),
     ]
-    if credentials.session_token is not None:
-        pairs.append(("X-Amz-Security-Token", credentials.session_token))
-    encoded = canonical_query(pairs)
-    canonical = canonical_request(method, raw_path, encoded, block, names, UNSIGNED_PAYLOAD)
-    key = keys.get(credentials.secret_key, timestamp[:8], region, "s3")
-    return f"{encoded}&X-Amz-Signature={signature(key, string_to_sign(canonical, timestamp, scope))}"
+    if session_token is not None:
+        pairs.append(("X-Amz-Security-Token", session_token))
+    return canonical_query(pairs)
+
+
+def _parameter(encoded: str) -> tuple[str, str]:
+    name, _, value = encoded.partition("=")
+    return name, value
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ import hmac
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from attrs import field, frozen
 
@@ -26,6 +27,7 @@ from delta_proxy.s3.errors import (
     SignatureDoesNotMatch,
     XAmzContentSHA256Mismatch,
 )
+from delta_proxy.s3.headers import Headers
 from delta_proxy.s3.request import S3Request
 from delta_proxy.s3.sigv4 import (
     ALGORITHM,
@@ -33,10 +35,9 @@ from delta_proxy.s3.sigv4 import (
     TERMINATOR,
     UNSIGNED_PAYLOAD,
     SigningKeys,
-    canonical_headers,
     canonical_query,
     canonical_request,
-    signature,
+    canonical_value,
     string_to_sign,
 )
 
@@ -64,6 +65,8 @@ _PRESIGN_NAMES = (
     "X-Amz-Signature",
 )
 _PRESIGNED = frozenset({"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"})
+# Parsed scopes and lists of signed headers are remembered: clients repeat theirs with every request.
+_SCOPES = 256
 _SIGV2_QUERY = frozenset({"AWSAccessKeyId", "Signature"})
 _SIGV2_MESSAGE = (
     "The authorization mechanism you have provided is not supported. "
@@ -114,16 +117,17 @@ def presented(request: S3Request) -> Presented | None:
     AuthorizationHeaderMalformed, AuthorizationQueryParametersError, AccessDenied without a valid date,
     InvalidArgument for another scheme or a bad x-amz-content-sha256.
     """
-    security = _security_headers(request)
-    names = {name for name, _ in request.query}
-    authorization = security.get("authorization")
-    if names & _SIGV2_QUERY:
-        raise InvalidRequest(_SIGV2_MESSAGE if authorization is None else _TWO_MECHANISMS)
-    if not names & _PRESIGNED:
-        return None if authorization is None else _from_header(authorization, security)
-    if authorization is not None:
-        raise InvalidRequest(_TWO_MECHANISMS)
-    return _from_query(request, security)
+    _refuse_repeated(request.headers)
+    authorization = request.headers.get("authorization")
+    if request.query:
+        names = {name for name, _ in request.query}
+        if names & _SIGV2_QUERY:
+            raise InvalidRequest(_SIGV2_MESSAGE if authorization is None else _TWO_MECHANISMS)
+        if names & _PRESIGNED:
+            if authorization is not None:
+                raise InvalidRequest(_TWO_MECHANISMS)
+            return _from_query(request)
+    return None if authorization is None else _from_header(authorization, request.headers)
 
 
 def verify(
@@ -151,32 +155,29 @@ def verify(
     _check_signed_headers(request, presented)
     canonical = _canonical(request, presented, _payload(presented, payload_hash))
     text = string_to_sign(canonical, presented.timestamp, presented.scope)
-    key = keys.get(secret_key, presented.date, presented.region, presented.service)
-    expected = signature(key, text)
-    if not hmac.compare_digest(expected.encode(), presented.signature.encode("utf-8", "replace")):
+    signer = keys.signer(secret_key, presented.date, presented.region, presented.service)
+    if not hmac.compare_digest(signer(text).encode(), presented.signature.encode("utf-8", "replace")):
         raise _mismatch(presented, canonical, text)
 
 
-def _security_headers(request: S3Request) -> dict[str, str]:
-    """The headers of which there may be one at most."""
-    found: dict[str, str] = {}
-    for name, value in request.headers.items:
-        if name in _SINGLE:
-            if name in found:
+def _refuse_repeated(headers: Headers) -> None:
+    """Of some headers there may be one at most."""
+    if headers.repeats:
+        for name in _SINGLE:
+            if len(headers.all(name)) > 1:
                 raise InvalidRequest(f"The header {name} was sent more than once.")
-            found[name] = value
-    return found
 
 
-def _from_header(authorization: str, security: dict[str, str]) -> Presented:
+def _from_header(authorization: str, headers: Headers) -> Presented:
     scheme, _, rest = authorization.partition(" ")
     if scheme == "AWS":
         raise InvalidRequest(_SIGV2_MESSAGE)
     if scheme != ALGORITHM:
         raise InvalidArgument("Unsupported Authorization Type", fields={"ArgumentName": "Authorization"})
     parts = _authorization_parts(rest)
-    timestamp = security.get("x-amz-date")
-    if timestamp is None:
+    timestamp = headers.get("x-amz-date")
+    moment = None if timestamp is None else _moment(timestamp)
+    if timestamp is None or moment is None:
         raise AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
     access_key, date, region, service = _credential(parts["Credential"], AuthorizationHeaderMalformed)
     return Presented(
@@ -185,17 +186,15 @@ def _from_header(authorization: str, security: dict[str, str]) -> Presented:
         region=region,
         service=service,
         timestamp=timestamp,
-        moment=_moment(
-            timestamp, AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
-        ),
+        moment=moment,
         signed_headers=_signed_headers(parts["SignedHeaders"], AuthorizationHeaderMalformed),
         signature=parts["Signature"],
-        payload_hash=_payload_name(security.get("x-amz-content-sha256")),
-        session_token=security.get("x-amz-security-token"),
+        payload_hash=_payload_name(headers.get("x-amz-content-sha256")),
+        session_token=headers.get("x-amz-security-token"),
     )
 
 
-def _from_query(request: S3Request, security: dict[str, str]) -> Presented:
+def _from_query(request: S3Request) -> Presented:
     query = dict(request.query)
     algorithm, credential, timestamp, expires, signed_headers, provided = map(query.get, _PRESIGN_NAMES)
     if (
@@ -213,23 +212,23 @@ def _from_query(request: S3Request, security: dict[str, str]) -> Presented:
     if algorithm != ALGORITHM:
         raise AuthorizationQueryParametersError('X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"')
     access_key, date, region, service = _credential(credential, AuthorizationQueryParametersError)
+    moment = _moment(timestamp)
+    if moment is None:
+        raise AuthorizationQueryParametersError(
+            "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""
+        )
     return Presented(
         access_key=access_key,
         date=date,
         region=region,
         service=service,
         timestamp=timestamp,
-        moment=_moment(
-            timestamp,
-            AuthorizationQueryParametersError(
-                "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""
-            ),
-        ),
+        moment=moment,
         signed_headers=_signed_headers(signed_headers, AuthorizationQueryParametersError),
         signature=provided,
         payload_hash=_payload_name(_hoisted_payload(query)) or UNSIGNED_PAYLOAD,
         expires=_expires(expires),
-        session_token=query.get("X-Amz-Security-Token", security.get("x-amz-security-token")),
+        session_token=query.get("X-Amz-Security-Token", request.headers.get("x-amz-security-token")),
     )
 
 
@@ -251,6 +250,7 @@ def _authorization_parts(text: str) -> dict[str, str]:
     return parts
 
 
+@lru_cache(maxsize=_SCOPES)
 def _credential(text: str, error: type[S3Error]) -> tuple[str, str, str, str]:
     """Access key, date, region and service of a Credential."""
     pieces = text.rsplit("/", 4)
@@ -268,6 +268,7 @@ def _credential(text: str, error: type[S3Error]) -> tuple[str, str, str, str]:
     return access_key, date, region, service
 
 
+@lru_cache(maxsize=_SCOPES)
 def _signed_headers(text: str, error: type[S3Error]) -> tuple[str, ...]:
     names = tuple(text.split(";"))
     if list(names) != sorted(set(names)) or "" in names or text != text.lower():
@@ -275,13 +276,13 @@ def _signed_headers(text: str, error: type[S3Error]) -> tuple[str, ...]:
     return names
 
 
-def _moment(timestamp: str, error: S3Error) -> datetime:
+def _moment(timestamp: str) -> datetime | None:
     if not _TIMESTAMP.fullmatch(timestamp):
-        raise error
+        return None
     try:
         return datetime.fromisoformat(timestamp)
     except ValueError:
-        raise error from None
+        return None
 
 
 def _expires(text: str) -> int:
@@ -350,13 +351,14 @@ def _check_time(presented: Presented, now: datetime) -> None:
 
 
 def _check_signed_headers(request: S3Request, presented: Presented) -> None:
-    sent = {name for name, _ in request.headers.items if name.startswith("x-amz-")}
-    sent.add("host")
-    unsigned = sorted(sent.difference(presented.signed_headers))
+    signed = presented.signed_headers
+    unsigned = {name for name, _ in request.headers.items if name.startswith("x-amz-") and name not in signed}
+    if "host" not in signed:
+        unsigned.add("host")
     if unsigned:
         raise AccessDenied(
             "There were headers present in the request which were not signed",
-            fields={"HeadersNotSigned": ", ".join(unsigned)},
+            fields={"HeadersNotSigned": ", ".join(sorted(unsigned))},
         )
 
 
@@ -377,18 +379,25 @@ def _payload(presented: Presented, computed: str | None) -> str:
 
 
 def _canonical(request: S3Request, presented: Presented, payload: str) -> str:
-    wanted = set(presented.signed_headers) - {"host"}
-    sent = [(name, _wire_text(value)) for name, value in request.headers.items if name in wanted]
-    block, _ = canonical_headers([("host", request.host), *sent])
     query = [(name, value) for name, value in request.query if name != "X-Amz-Signature"]
     return canonical_request(
         request.method,
         request.raw_path.decode("utf-8", "surrogateescape"),
-        canonical_query(query),
-        block,
+        canonical_query(query) if query else "",
+        "".join([_canonical_line(request, name) for name in presented.signed_headers]),
         ";".join(presented.signed_headers),
         payload,
     )
+
+
+def _canonical_line(request: S3Request, name: str) -> str:
+    """The line of a signed header, "" for one that was not sent; `host` is what the request is for."""
+    if name == "host":
+        return f"host:{canonical_value(request.host)}\n"
+    values = request.headers.all(name)
+    if not values:
+        return ""
+    return f"{name}:{','.join([canonical_value(_wire_text(value)) for value in values])}\n"
 
 
 def _wire_text(value: str) -> str:

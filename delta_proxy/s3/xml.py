@@ -17,7 +17,7 @@ from attrs import frozen
 
 from delta_proxy.s3.errors import InvalidArgument, S3Error
 from delta_proxy.s3.listing import ListQuery, encode_token
-from delta_proxy.s3.sigv4 import quote
+from delta_proxy.s3.sigv4 import quote_path
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 DEFAULT_REGION = "us-east-1"
@@ -193,7 +193,7 @@ def _element(name: str, text: str) -> str:
 
 def _name(query: ListQuery, element: str, text: str) -> str:
     """An element that holds a key or a part of one, URL-encoded when the client asked for that."""
-    return _element(element, quote(text, safe="/") if query.encoding_url else text)
+    return _element(element, quote_path(text) if query.encoding_url else text)
 
 
 def _listing(result: ListResult, query: ListQuery, bucket: str, paging: str, *, owner: bool) -> bytes:
