@@ -29,7 +29,7 @@ import attrs
 from bench.tables import VENUES, partition, path, write_checkpoint
 from delta_proxy import demo
 from delta_proxy.demo import answers, free_port, running
-from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD, Credentials, SigningKeys, quote, sign
+from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD, Credentials, SigningKeys, quote, quote_path, sign
 from tests.integration import servers
 
 ACCESS_KEY: Final = "AKIDBENCH"
@@ -108,7 +108,7 @@ class Peer:
 
     def path(self, key: str) -> str:
         """The raw path of a key."""
-        return quote(f"/{self.bucket}/{key}", safe="/")
+        return quote_path(f"/{self.bucket}/{key}")
 
     def get(self, key: str, **headers: str) -> Request:
         """A signed GET; header names with underscores for hyphens."""

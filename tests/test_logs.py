@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 from twisted.application.service import Application
 from twisted.logger import ILogObserver, Logger, LogPublisher
 
-from delta_proxy.logs import LogFormat, install, observer, redact_headers, redact_target, scrub
+from delta_proxy.logs import (
+    _SCRUBBED,
+    HIDDEN,
+    READY,
+    LogFormat,
+    install,
+    observer,
+    redact_headers,
+    redact_target,
+    scrub,
+)
 
 SECRET = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
@@ -90,6 +101,26 @@ def test_a_secret_is_blanked_wherever_it_stands(text: str) -> None:
     assert "***" in scrub(text)
 
 
+_WORDS = (
+    "X-Amz-Signature=",
+    "\u017fecret: ",
+    "Credential=",
+    "awsaccesskeyid=",
+    "session_token=",
+    "TO\u212aEN",
+    "a ",
+)
+
+
+@given(st.lists(st.one_of(st.sampled_from(_WORDS), st.text(max_size=8))))
+def test_text_that_is_spared_the_search_for_secrets_holds_none(parts: list[str]) -> None:
+    text = "".join(parts)
+    searched = text
+    for pattern in _SCRUBBED:
+        searched = pattern.sub(rf"\1{HIDDEN}", searched)
+    assert scrub(text) == searched
+
+
 @given(st.text(max_size=100))
 def test_ordinary_text_without_a_secret_keeps_its_length_in_lines(text: str) -> None:
     assert scrub(text).count("\n") == text.count("\n")
@@ -118,6 +149,18 @@ def test_a_json_line_stays_json() -> None:
     assert event["message"] == "got Authorization: ***"
     assert event["time"].endswith("+00:00")
     assert SECRET not in out.getvalue()
+
+
+@pytest.mark.parametrize("style", list(LogFormat))
+def test_a_finished_line_is_written_as_it_is_but_for_secrets_and_line_breaks(style: LogFormat) -> None:
+    out = io.StringIO()
+    log = Logger(namespace="spot", observer=LogPublisher(observer(style, out)))
+    log.info(READY, line=f"GET /{{a}}?Signature={SECRET}\nb", status=200)
+    written = out.getvalue()
+    assert SECRET not in written
+    assert "GET /{a}?Signature=***" in written
+    assert written.count("\n") == 1 + (style is LogFormat.TEXT)
+    assert style is LogFormat.JSON or re.fullmatch(r"[-0-9T:+]{24} \[spot#info\] GET .*\n\tb\n", written)
 
 
 def test_twistd_takes_the_installed_observer_and_its_log_file(tmp_path: Path) -> None:

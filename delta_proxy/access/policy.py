@@ -106,7 +106,7 @@ class Grant:
 
     alternatives: tuple[Conditions, ...]
 
-    @property
+    @cached_property
     def is_everything(self) -> bool:
         """Whether every file may be read, also one whose partition values cannot be understood."""
         return any(not conditions.items for conditions in self.alternatives)

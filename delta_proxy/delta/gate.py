@@ -20,7 +20,7 @@ from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.catalog import CatalogedStore, is_immutable
 from delta_proxy.delta.deletion_vectors import Region
-from delta_proxy.delta.masks import GrantMasks, authorise
+from delta_proxy.delta.masks import GrantMasks, authorise_entries
 from delta_proxy.delta.paths import LOG_DIRECTORY
 from delta_proxy.delta.view_names import view_file
 from delta_proxy.delta.views import LogViews, RefusedView, ViewedFile
@@ -52,6 +52,9 @@ class Served:
 
     use: Use
     shown: tuple[Region, ...] | None = None
+
+
+_SERVED_DATA = Served(Use.DATA)
 
 
 @attrs.frozen
@@ -133,11 +136,16 @@ class Gate:
             return Refused(Reason.UNREADABLE_LOG)
         if not entries:
             return Absent()
-        decision = authorise(index, table.grant, path, self._now())
+        now = self._now()
+        mask = self._masks.of(index, table.grant, now)
+        # A mask is right for a minute; a grant that moves with the clock is held to the very moment.
+        if not table.grant.is_relative and mask.allows_data(entries):
+            return _SERVED_DATA
+        decision = authorise_entries(index, table.grant, entries, now)
         if isinstance(decision, Denied):
             return Refused(decision.reason)
-        shown = shown_regions(self._masks.of(index, table.grant, self._now()), entries)
-        return Served(Use.DATA) if shown is None else Served(Use.DELETION_VECTOR, shown)
+        shown = shown_regions(mask, entries)
+        return _SERVED_DATA if shown is None else Served(Use.DELETION_VECTOR, shown)
 
     async def content(self, table: GrantedTable, served: Served, path: str) -> ViewedFile | None:
         """The local content of a served path; None when it is the store's to send.

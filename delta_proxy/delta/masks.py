@@ -42,10 +42,13 @@ def authorise(index: TableIndex, grant: Grant, path: str, now: datetime) -> Deci
     file of any of its vectors is. A table with a reader feature the proxy does not know is closed to every
     grant but everything.
     """
-    return _authorise(index, grant, index.lookup(path), now)
+    return authorise_entries(index, grant, index.lookup(path), now)
 
 
-def _authorise(index: TableIndex, grant: Grant, entries: tuple[Entry, ...], now: datetime) -> Decision | None:
+def authorise_entries(
+    index: TableIndex, grant: Grant, entries: tuple[Entry, ...], now: datetime
+) -> Decision | None:
+    """`authorise` for a path with these entries of the index."""
     if not entries:
         return None
     if grant.is_everything:
@@ -64,7 +67,9 @@ def _authorise(index: TableIndex, grant: Grant, entries: tuple[Entry, ...], now:
     )
     if len(own) == len(entries):
         return Allowed()
-    decisions = [_authorise(index, grant, _data(index, owner), now) for owner in owners if owner is not None]
+    decisions = [
+        authorise_entries(index, grant, _data(index, owner), now) for owner in owners if owner is not None
+    ]
     return next((one for one in decisions if isinstance(one, Allowed)), _DENIED)
 
 
@@ -89,6 +94,16 @@ class GrantMask:
     def allows(self, entries: tuple[Entry, ...]) -> bool:
         """Whether a path with these entries of the index is granted; one without any is not."""
         return self.index.allows(entries, self.bits)
+
+    def allows_data(self, entries: tuple[Entry, ...]) -> bool:
+        """Whether these entries are of data or change data alone, all granted. False may just mean: look
+        closer.
+        """
+        bits = self.bits
+        for entry in entries:
+            if entry.kind is FileKind.DELETION_VECTOR or not bits[entry.tuple_id]:
+                return False
+        return bool(entries)
 
     def allows_vector(self, entry: Entry) -> bool:
         """Whether the bytes of one deletion vector are granted."""

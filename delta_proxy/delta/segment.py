@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,11 @@ _FILE_SCHEMA: Final = pa.schema(
 )
 RUN_BYTES: Final = 192 << 20
 _FIRST_LOOK: Final = 64
+# Every so manieth path of a batch is kept in memory once the batch is searched: half of the search is in C.
+_MARK_EVERY: Final = 256
+
+
+_KINDS: Final = {kind.value: kind for kind in FileKind}
 
 
 class InvalidSegment(Exception):
@@ -60,6 +65,7 @@ class _Paths:
         self.rows = len(paths)
         self.offsets = memoryview(offsets).cast("B").cast("q")[paths.offset :]
         self.data = memoryview(data).cast("B") if data is not None else memoryview(b"")
+        self._marks: list[bytes] | None = None
 
     def key(self, row: int) -> bytes:
         """The path of a row, as UTF-8."""
@@ -67,7 +73,11 @@ class _Paths:
 
     def bound(self, key: bytes, *, after: bool) -> int:
         """The first row whose path is at or, with `after`, behind the key."""
-        low, high = 0, self.rows
+        marks = self._marks
+        if marks is None:
+            marks = self._marks = [self.key(row) for row in range(0, self.rows, _MARK_EVERY)]
+        number = bisect_right(marks, key) if after else bisect_left(marks, key)
+        low, high = max(0, number - 1) * _MARK_EVERY, min(self.rows, number * _MARK_EVERY)
         offsets, data = self.offsets, self.data
         while low < high:
             middle = (low + high) >> 1
@@ -90,14 +100,18 @@ class _Chunk:
         self.tuples: Int32s = column(batch, "tuple")
         self.live: Bytes = column(batch, "live")
         self.compound: Bytes = column(batch, "compound")
+        # numpy makes an object of its own for each number that is asked for.
+        self._kind_of: memoryview = memoryview(self.kinds)
+        self._tuple_of: memoryview = memoryview(self.tuples)
+        self._live_of: memoryview = memoryview(self.live)
         self._offset: Int32s = column(batch, "offset")
         self._size: Int32s = column(batch, "size")
         self._owners = batch.column("owner")
 
     def entry(self, row: int) -> Entry:
         """The statement of a row."""
-        kind = FileKind(self.kinds[row])
-        tuple_id, live = int(self.tuples[row]), bool(self.live[row])
+        kind = _KINDS[self._kind_of[row]]
+        tuple_id, live = self._tuple_of[row], self._live_of[row] != 0
         if kind is not FileKind.DELETION_VECTOR:
             return Entry(kind, tuple_id, live)
         offset, size = int(self._offset[row]), int(self._size[row])

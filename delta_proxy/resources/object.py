@@ -68,8 +68,9 @@ class ObjectResource(S3Resource):
             raise NoSuchKey(fields={"Key": self.s3.key})
         served = self._admitted(await self.services.gate.judge(table, path), request)
         client = self.services.tables[alias]
-        if self._redirects(served) and not self._brings_our_token(principal):
-            return await self._redirect(client, path)
+        rule = self._rule() if self._may_redirect(served) else None
+        if rule is not None and rule.follows and not self._brings_our_token(principal, rule):
+            return await self._redirect(client, path, rule)
         annotate(request, proxied=True)
         viewed = await self._viewed(table, served, path, request)
         return await self._stream(client, path) if viewed is None else self._stored(viewed)
@@ -119,35 +120,34 @@ class ObjectResource(S3Resource):
             raise
         return Stored(planned, viewed.content, self.services)
 
-    def _redirects(self, served: Served) -> bool:
-        """Never for HEAD, log files or deletion vectors, nor for a client that cannot follow."""
+    def _may_redirect(self, served: Served) -> bool:
+        """Never for HEAD, log files or deletion vectors."""
         settings = self.services.settings
         if settings.get_mode is not GetMode.PRESIGNED_URL or served.use is not Use.DATA:
             return False
         if self.s3.operation is not Operation.GET_OBJECT or has_dot_segments(self.s3.key):
             return False
-        if settings.proxy_partial and "range" in self.s3.headers:
-            return False
-        return self._rule().follows
+        return not (settings.proxy_partial and "range" in self.s3.headers)
 
-    def _brings_our_token(self, principal: Principal) -> bool:
+    def _brings_our_token(self, principal: Principal, rule: RedirectRule) -> bool:
         """Whether the client re-sends a session token of ours, which no store takes."""
         ours = principal.auth is AuthKind.SESSION and _SESSION_TOKEN in self.s3.headers
-        return ours and self._rule().resends_token
+        return ours and rule.resends_token
 
     def _rule(self) -> RedirectRule:
         if HELPER_HEADER in self.s3.headers:
             return FOR_THE_HELPER
         return redirect_rule(self.s3.headers.get("user-agent") or "", self.services.settings.never_redirect)
 
-    async def _redirect(self, client: TableClient, path: str) -> Answer:
+    async def _redirect(self, client: TableClient, path: str, rule: RedirectRule) -> Answer:
         """307 to a URL for exactly this object, presigned with the `x-amz-*` fields that come again."""
-        rule = self._rule()
-        dropped = frozenset() if rule.resends_token else frozenset({_SESSION_TOKEN})
+        dropped = None if rule.resends_token else _SESSION_TOKEN
         signed = tuple(
-            (name, value)
-            for name, value in self.s3.headers.items
-            if rule.resends_fields and name.startswith(_PRESIGN_PREFIX) and name not in dropped
+            [
+                (name, value)
+                for name, value in self.s3.headers.items
+                if rule.resends_fields and name.startswith(_PRESIGN_PREFIX) and name != dropped
+            ]
         )
         url = await client.presign(
             path,

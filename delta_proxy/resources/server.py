@@ -42,7 +42,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from delta_proxy.access.audit import Place
-from delta_proxy.logs import redact_target
+from delta_proxy.logs import READY, redact_target
 from delta_proxy.resources.head import (
     HeadLimits,
     RequestHead,
@@ -926,8 +926,7 @@ class S3Site(server.Site):
     def _tell(self, record: RequestRecord) -> None:
         target, principal = redact_target(record.uri), record.note.principal or "-"
         self._log.info(
-            # Formatted here: Twisted's own formatting takes a fifth of the time of a redirect.
-            "{line}",
+            READY,
             line=f"{record.method} {target} {record.status} {record.bytes_sent}B "
             f"{record.seconds * 1000:.1f}ms principal={principal} request={record.request_id}",
             method=record.method,

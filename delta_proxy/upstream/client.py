@@ -392,7 +392,7 @@ class TableClient:
         """
         key = self.location.object_key(path)
         credentials = await self._credentials.get()
-        region = await self._signing_region()
+        region = self._region or await self._signing_region()
         at = address(self.location.store, region, self.location.bucket, key)
         now, keys = self._now(), self._upstream.keys
         signed = sigv4.presign(

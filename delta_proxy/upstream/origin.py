@@ -86,11 +86,27 @@ def address(store: StoreConfig, region: str, bucket: str, key: str | None) -> Ad
     and path style for other stores. A key that starts with a slash goes by path style always: a URL whose
     path starts with two slashes is altered by URL libraries on its way to the wire.
     """
+    at = _place(store, region, bucket)
+    if at.virtual and not (key or "").startswith("/"):
+        return Address(at.scheme, at.virtual, object_path(None, key or ""))
+    return Address(at.scheme, at.host, at.path if key is None else f"{at.path}{object_path(None, key)}")
+
+
+@frozen
+class _Place:
+    """Where a bucket lies. `virtual` is its own host, "" where it is reached by path alone."""
+
+    scheme: str
+    host: str
+    path: str
+    virtual: str
+
+
+@lru_cache(maxsize=256)
+def _place(store: StoreConfig, region: str, bucket: str) -> _Place:
     origin = Origin.of(store, region)
-    if _is_virtual(store, bucket) and not (key or "").startswith("/"):
-        return Address(origin.scheme, f"{bucket}.{origin.host}", object_path(None, key or ""))
-    path = f"/{quote(bucket)}" if key is None else object_path(bucket, key)
-    return Address(origin.scheme, origin.host, path)
+    virtual = f"{bucket}.{origin.host}" if _is_virtual(store, bucket) else ""
+    return _Place(origin.scheme, origin.host, f"/{quote(bucket)}", virtual)
 
 
 def _is_virtual(store: StoreConfig, bucket: str) -> bool:

@@ -20,7 +20,8 @@ def has_dot_segments(path: str) -> bool:
     """Whether a path has a "." or ".." segment: a name like any other to S3, but stores over a file system
     walk it, and so do clients that follow a redirect.
     """
-    return "." in path and not _DOTS.isdisjoint(path.split("/"))
+    # A segment that is one begins with a dot: few paths have to be split.
+    return ("/." in path or path.startswith(".")) and not _DOTS.isdisjoint(path.split("/"))
 
 
 def leaves_root(path: str) -> bool:
@@ -43,7 +44,7 @@ class AddressingStyle(Enum):
     AUTO = "auto"
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class StoreConfig:
     """An S3-compatible store; endpoint None is AWS, region and profile None are left to botocore's chain."""
 

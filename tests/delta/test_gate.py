@@ -101,6 +101,17 @@ def test_a_table_that_cannot_be_judged_is_refused_with_the_reason(
     assert small.get("t/b").status == 403
 
 
+def test_a_grant_that_moves_with_the_clock_is_held_to_the_second(tmp_path: pathlib.Path) -> None:
+    made = MemoryProxy(tmp_path / "cache", {"t": grant({"p": {"gte": "now-10s"}})})
+    columns = metadata("p")
+    columns["metaData"]["schemaString"] = columns["metaData"]["schemaString"].replace("string", "timestamp")
+    put(made, 0, PROTOCOL, columns, add("a", p="2026-11-22T00:00:00Z"))
+    made.store.put("t/a", b"a")
+    assert made.get("t/a").status == 200
+    made.clock.advance(30)
+    assert made.get("t/a").decision == "not_granted"
+
+
 def test_a_file_whose_partition_value_is_missing_is_denied_and_not_in_the_view(small: MemoryProxy) -> None:
     put(small, 1, add("c"))
     assert small.get("t/c").decision == "missing_value"

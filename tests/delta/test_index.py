@@ -284,12 +284,14 @@ def agrees(
     index: TableIndex, model: dict[str, tuple[bool, set[str | None]]], granted: set[str | None]
 ) -> None:
     given = grant(*({"p": value} for value in granted))
-    bits = GrantMasks().of(index, given, NOW).bits
+    mask = GrantMasks().of(index, given, NOW)
+    bits = mask.bits
     visible = {path for path, (_, values) in model.items() if values and values <= granted}
     live = {path for path in visible if model[path][0]}
     for path, (is_live, values) in model.items():
         assert allowed(index, given, path) is (path in visible)
         entries = index.lookup(path)
+        assert mask.allows_data(entries) is (path in visible)
         assert any(entry.live for entry in entries) is is_live
         seen = {dict(index.partitions[entry.tuple_id].values).get("p") for entry in entries}
         assert seen - {None} == values - {None}
@@ -326,6 +328,7 @@ def test_runs_that_were_spilled_are_merged(tmp_path: Path) -> None:
     for number in range(3000):
         path = f"f{number:05d}"
         assert set(spilled.lookup(path)) == set(whole.lookup(path)) != set()
+        assert spilled.lookup(f"{path}x") == ()
     assert not any(entry.live for entry in spilled.lookup("f00003"))
 
 
