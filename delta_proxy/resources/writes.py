@@ -24,7 +24,7 @@ from delta_proxy.s3.errors import AccessDenied, NoSuchBucket, NoSuchKey, NotImpl
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import Payload, payload_of
 from delta_proxy.s3.request import S3Request, split_key
-from delta_proxy.s3.sigv4 import object_path, quote
+from delta_proxy.s3.sigv4 import object_path, quote_path
 from delta_proxy.upstream.stores import TableLocation
 from delta_proxy.upstream.writer import TableWriter, Write, Written, document
 
@@ -155,7 +155,7 @@ class _Write:
             raise NoSuchKey(fields={"Key": source.key})
         if _store_of(location) != _store_of(self.writer.location):
             raise NotImplementedByProxy("A copy is made within one store; these tables lie in two.")
-        return quote(f"{location.bucket}/{location.object_key(path)}", safe="/")
+        return quote_path(f"{location.bucket}/{location.object_key(path)}")
 
     def _document(self, written: Written, name: str, fields: Fields) -> Answer:
         """The store's document with the client's names in it."""

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from attrs import field, frozen
 
 from delta_proxy.s3.errors import InvalidPartOrder, MalformedXML, NotImplementedByProxy
-from delta_proxy.s3.sigv4 import quote
+from delta_proxy.s3.sigv4 import quote_path
 from delta_proxy.s3.xml import NAMESPACE, MalformedDocument, escape, local_name, parse_document
 
 MAX_DELETED = 1000
@@ -229,7 +229,7 @@ def list_uploads(page: UploadPage, query: UploadQuery, *, bucket: str) -> bytes:
     """The ListMultipartUploadsResult."""
 
     def name(element: str, text: str) -> str:
-        return _element(element, quote(text, safe="/") if query.encoding_url else text)
+        return _element(element, quote_path(text) if query.encoding_url else text)
 
     head = (
         _element("Bucket", bucket),
