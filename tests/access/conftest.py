@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
 
 from delta_proxy.access.keys import SecretKeys, generate_key
-from delta_proxy.access.migrations import upgrade
 from delta_proxy.access.permissions import PermissionStore, database_engine
-from tests.integration.postgres import postgres
+from tests.databases import database, kind, migrated, postgres, postgres_schema, sqlite_schema
 
-__all__ = ["postgres"]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
-    """The URI of a new, empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:{tmp_path / 'permissions.db'}"
-    return str(request.getfixturevalue("postgres").new_database())
+__all__ = ["database", "kind", "migrated", "postgres", "postgres_schema", "sqlite_schema"]
 
 
 @pytest.fixture
-def engine(database: str) -> Iterator[sa.Engine]:
+def engine(migrated: str) -> Iterator[sa.Engine]:
     """The engine of a database with the newest schema."""
-    made = database_engine(database)
-    upgrade(made)
+    made = database_engine(migrated)
     yield made
     made.dispose()
 

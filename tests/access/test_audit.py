@@ -57,7 +57,7 @@ def logging_to(path: str | pathlib.Path, **settings: Any) -> Iterator[tuple[Audi
     try:
         yield log, reports
     finally:
-        log.close(timeout=1)
+        log.close(timeout=30)
 
 
 def lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -66,9 +66,9 @@ def lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait for the writer's thread, for ten seconds at most."""
+    """Wait for the writer's thread, for as long as a slow machine may take."""
     pause = threading.Event()
-    for _ in range(1_000):
+    for _ in range(24_000):
         if condition():
             return
         pause.wait(0.01)

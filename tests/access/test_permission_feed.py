@@ -240,8 +240,10 @@ def pause(seconds: float) -> Deferred[None]:
 
 
 async def until(condition: Callable[[], bool], clock: Clock | None = None) -> None:
-    """Wait for a condition, for ten seconds at most; the feed's own clock goes on only if it is given."""
-    for _ in range(500):
+    """Wait for a condition, for as long as a slow machine may take. The feed's own clock goes on only if
+    it is given.
+    """
+    for _ in range(12_000):
         if condition():
             return
         if clock is not None:
@@ -268,7 +270,7 @@ def real_feed(engine: sa.Engine, keys: SecretKeys, clock: Any, listening: bool) 
         defer_to_pool=deferToThread,
         descriptors=descriptors,
         poll_seconds=2,
-        stale_seconds=10,
+        stale_seconds=10_000,
     )
 
 

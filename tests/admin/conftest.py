@@ -21,11 +21,11 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 from delta_proxy.access.keys import VARIABLE, generate_key
 from delta_proxy.admin.cli import admin
 from delta_proxy.admin.desk import Surroundings, Work
+from tests.databases import database, kind, migrated, postgres, postgres_schema, sqlite_schema
 from tests.fakes.store import FakeStore
-from tests.integration.postgres import postgres
 from tests.upstream.parts import reactor, wait_for
 
-__all__ = ["postgres"]
+__all__ = ["database", "kind", "migrated", "postgres", "postgres_schema", "sqlite_schema"]
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 BUCKET = "warehouse"
@@ -82,14 +82,6 @@ class Cli:
         return done.stderr.removeprefix("Error: ").rstrip("\n")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
-    """The URI of a new, empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:{tmp_path / 'permissions.db'}"
-    return str(request.getfixturevalue("postgres").new_database())
-
-
 @pytest.fixture
 def settings() -> dict[str, Any]:
     """A configuration with two tables and no users, and a store that is nowhere."""
@@ -101,12 +93,10 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def cli(tmp_path: pathlib.Path, settings: dict[str, Any], database: str) -> Cli:
+def cli(tmp_path: pathlib.Path, settings: dict[str, Any], migrated: str) -> Cli:
     """The command line with a database that has its schema and nothing in it."""
-    with_database = settings | {"databaseEnabled": True, "database": {"uri": database}}
-    made = Cli(tmp_path, with_database, {VARIABLE: generate_key()})
-    made.ok("migrate")
-    return made
+    with_database = settings | {"databaseEnabled": True, "database": {"uri": migrated}}
+    return Cli(tmp_path, with_database, {VARIABLE: generate_key()})
 
 
 @pytest.fixture

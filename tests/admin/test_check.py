@@ -12,7 +12,11 @@ import pytest
 
 from .conftest import Cli, threaded
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+@pytest.fixture
+def kind() -> str:
+    """One kind of database: these commands look at the tables."""
+    return "sqlite"
 
 
 @pytest.fixture

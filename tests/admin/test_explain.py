@@ -11,7 +11,12 @@ from delta_proxy.access.keys import VARIABLE, generate_key
 
 from .conftest import Cli, one_file, threaded
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+@pytest.fixture
+def kind() -> str:
+    """One kind of database: these commands look at the tables."""
+    return "sqlite"
+
 
 LONDON = '[{"MIC": "XLON"}]'
 
@@ -172,7 +177,7 @@ def test_a_question_about_nobody_is_one_line(desk: Cli, arguments: tuple[str, ..
 
 @threaded
 def test_without_users_everyone_is_anonymous(
-    database: str, served: pathlib.Path, plain: Cli, settings: dict[str, Any]
+    served: pathlib.Path, plain: Cli, settings: dict[str, Any]
 ) -> None:
     told = plain.json("explain", "--table", "trades")
     assert (told["principal"], told["access"], told["files"]) == ("anonymous", "everything", 9)

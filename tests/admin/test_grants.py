@@ -110,6 +110,7 @@ def test_revoking_asks_for_one_scope(alice: Cli, arguments: tuple[str, ...]) -> 
         (("user:alice", "--table", "trades", LONDON, "--expires", "soon"), "expected a time"),
     ],
 )
+@pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_grant_that_makes_no_sense_is_refused_in_one_line(
     alice: Cli, arguments: tuple[str, ...], line: str
 ) -> None:
@@ -117,7 +118,7 @@ def test_a_grant_that_makes_no_sense_is_refused_in_one_line(
     assert alice.json("grants") == []
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", ["sqlite"])
 @threaded
 def test_filters_are_compared_with_the_tables_partition_columns(served: pathlib.Path, alice: Cli) -> None:
     line = alice.refused("grant", "user:alice", "--table", "trades", '[{"mic": "XLON"}]')
@@ -127,7 +128,7 @@ def test_filters_are_compared_with_the_tables_partition_columns(served: pathlib.
     alice.ok("grant", "user:alice", "--table", "trades", '[{"day": {"gte": "now-7d"}}]')
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", ["sqlite"])
 @threaded
 def test_a_table_that_cannot_be_read_is_a_warning(served: pathlib.Path, alice: Cli) -> None:
     done = alice.run("grant", "user:alice", "--table", "quotes", LONDON)

@@ -14,14 +14,19 @@ import attrs
 import pytest
 
 from delta_proxy import demo
-from delta_proxy.access.keys import VARIABLE, generate_key
+from delta_proxy.access.keys import VARIABLE, SecretKeys, generate_key
+from delta_proxy.access.migrations import upgrade
+from delta_proxy.access.permissions import PermissionStore, database_engine
+from delta_proxy.access.snapshot import PrincipalKind
 from tests.integration import servers
 from tests.integration.conftest import TRADES, moto_store
 from tests.integration.servers import BUCKET, Store
+from tests.ports import free_port
+from tests.waiting import PATIENCE
 
 __all__ = ["moto_store"]
 
-LONDON_AND_PARIS = '[{"MIC": ["XLON", "XPAR"]}]'
+LONDON_AND_PARIS = [{"MIC": ["XLON", "XPAR"]}]
 
 
 @attrs.frozen
@@ -60,16 +65,16 @@ def shell(moto_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         audit=str(folder / "audit.log"),
     )
     path, _, metrics_port = servers.write_configuration(config, folder)
-    env = servers.proxy_environment(moto_store) | {VARIABLE: generate_key()}
-    operator = Operator(path, env)
-    operator.json("migrate")
-    operator.json("user", "add", "alice")
-    ready = f"http://127.0.0.1:{metrics_port}/health/ready"
-    with demo.running(
-        servers.proxy_command(path), log=folder / "proxy.log", env=env, ready=lambda: demo.answers(ready)
-    ):
-        operator.json("grant", "user:alice", "--table", TRADES, LONDON_AND_PARIS)
-        yield operator
+    key = generate_key()
+    engine = database_engine(f"sqlite:{folder / 'permissions.db'}")
+    upgrade(engine)
+    store = PermissionStore(engine, SecretKeys.parse(key).fernet())
+    store.add_user("alice")
+    store.grant(PrincipalKind.USER, "alice", TRADES, LONDON_AND_PARIS, granted_by="test")
+    engine.dispose()
+    env = servers.proxy_environment(moto_store) | {VARIABLE: key}
+    with servers.proxy_process(path, metrics_port, folder, env):
+        yield Operator(path, env)
 
 
 def test_a_user_reads_through_the_proxy_just_what_is_granted(shell: Operator) -> None:
@@ -80,18 +85,21 @@ def test_a_user_reads_through_the_proxy_just_what_is_granted(shell: Operator) ->
     assert told["rows"] == demo.expected("XLON").rows + demo.expected("XPAR").rows
 
 
+@pytest.mark.slow
 def test_a_proxy_that_does_not_answer_is_a_difference_and_status_1(shell: Operator) -> None:
-    nowhere = f"http://127.0.0.1:{demo.free_port()}"
+    nowhere = f"http://127.0.0.1:{free_port()}"
     done = shell.run("verify", "--user", "alice", "--table", TRADES, "--versions", "1", "--endpoint", nowhere)
     assert done.returncode == 1
     assert done.stdout.rstrip().endswith("DIFFERENT")
 
 
+@pytest.mark.slow
 def test_what_is_granted_is_explained(shell: Operator) -> None:
     told = shell.json("explain", "--user", "alice", "--table", TRADES)
     assert (told["files"], told["of_files"]) == (2 * demo.DAYS, 4 * demo.DAYS)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_fits_passes_the_check(shell: Operator) -> None:
     assert shell.json("check")["good"] is True
 
@@ -118,5 +126,5 @@ def test_the_audit_log_is_followed_until_ctrl_c(shell: Operator) -> None:
         record = json.loads(tail.stdout.readline())
         tail.send_signal(signal.SIGINT)
         tail.stdout.read()
-        assert tail.wait(60) == 0
+        assert tail.wait(PATIENCE) == 0
     assert (record["principal"], record["decision"]) == ("alice", "allowed")

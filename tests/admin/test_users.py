@@ -7,6 +7,7 @@ import os
 import pytest
 
 from delta_proxy.access.keys import VARIABLE, generate_key
+from delta_proxy.access.migrations import HEAD
 
 from .conftest import Cli
 
@@ -112,7 +113,15 @@ def test_migrating_again_changes_nothing(cli: Cli) -> None:
     assert "already" in cli.ok("migrate")
 
 
-def test_a_database_without_its_schema_asks_for_migrate(cli: Cli, database: str) -> None:
+def test_a_new_database_gets_its_schema(cli: Cli, database: str) -> None:
+    cli.config["database"]["uri"] = database
+    told = cli.json("migrate")
+    assert (told["before"], told["after"]) == (None, HEAD)
+    assert cli.json("user", "list") == []
+
+
+def test_a_database_without_its_schema_asks_for_migrate(cli: Cli) -> None:
+    database = cli.config["database"]["uri"]
     if database.startswith("sqlite"):
         os.unlink(database.removeprefix("sqlite:"))
         assert cli.refused("user", "list").endswith("run the command migrate")

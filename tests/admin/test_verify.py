@@ -142,7 +142,7 @@ def test_what_cannot_be_compared_is_one_line(
     assert line in plain.refused("verify", "--table", "trades")
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_disabled_user_is_one_line(cli: Cli) -> None:
     cli.ok("user", "add", "alice")
     cli.ok("user", "disable", "alice")

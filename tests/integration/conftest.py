@@ -101,6 +101,7 @@ def trades_settings(get_mode: str) -> dict[str, Any]:
         "tableMapping": {TRADES: f"s3://{servers.BUCKET}/{TRADES}"},
         "allowedPartitions": {TRADES: [{"MIC": list(GRANTED)}]},
         "getMode": get_mode,
+        "domains": ["s3.test"],
     }
 
 

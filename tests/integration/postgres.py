@@ -7,14 +7,18 @@ import os
 import pathlib
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import attrs
+import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
+
+from tests.ports import free_port
+from tests.waiting import PATIENCE
 
 # Nothing is synchronised to the disk, but what was committed outlives a crash of the server itself.
 _FAST = ("fsync=off", "full_page_writes=off", "max_connections=40")
@@ -40,17 +44,34 @@ class Postgres:
         """Start it and wait until it takes connections."""
         options = f"-k {self.home} -h 127.0.0.1 -p {self.port} " + " ".join(f"-c {o}" for o in _FAST)
         log = str(self.home / "log")
-        self._run("pg_ctl", "start", "-w", "-D", str(self.home / "data"), "-l", log, "-o", options)
+        self._run(
+            "pg_ctl",
+            "start",
+            "-w",
+            "-t",
+            f"{PATIENCE:g}",
+            "-D",
+            str(self.home / "data"),
+            "-l",
+            log,
+            "-o",
+            options,
+        )
 
     def stop(self) -> None:
         """Stop it at once, as a crash would."""
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.home / "data"))
+        self._run(
+            "pg_ctl", "stop", "-w", "-t", f"{PATIENCE:g}", "-m", "immediate", "-D", str(self.home / "data")
+        )
 
-    def new_database(self) -> str:
-        """The SQLAlchemy URL of a new, empty database."""
+    def new_database(self, template: str = "template1") -> str:
+        """The SQLAlchemy URL of a new database: a copy of the template, which nobody may be using."""
         self._databases += 1
         name = f"test{self._databases}"
-        self._run("createdb", "-h", str(self.home), "-p", str(self.port), "-U", "proxy", name)
+        with psycopg.connect(f"postgresql://proxy@127.0.0.1:{self.port}/postgres", autocommit=True) as server:
+            server.execute(
+                SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template))
+            )
         return f"postgresql+psycopg://proxy@127.0.0.1:{self.port}/{name}"
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -73,7 +94,7 @@ def running() -> Iterator[Postgres]:
     home = pathlib.Path(tempfile.mkdtemp(prefix="pg-"))
     if os.geteuid() == 0:
         shutil.chown(home, "postgres")
-    server = Postgres(programs, home, _free_port())
+    server = Postgres(programs, home, free_port())
     try:
         server._run(
             "initdb", "-A", "trust", "-U", "proxy", "--no-sync", "-E", "UTF8", "-D", str(home / "data")
@@ -105,9 +126,3 @@ def _account() -> dict[str, Any]:
 
 def _has_account() -> bool:
     return any(entry.pw_name == "postgres" for entry in pwd.getpwall())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

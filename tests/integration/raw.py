@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import attrs
 
 from delta_proxy.demo import PROXY_BUCKET
+from tests.waiting import PATIENCE
 
 from .servers import Proxy
 
@@ -30,7 +31,7 @@ def quoted(key: str) -> str:
 
 def request(proxy: Proxy, method: str, target: str, headers: Mapping[str, str] | None = None) -> Answer:
     """Send one request with the target exactly as given."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=PATIENCE)
     try:
         connection.putrequest(method, target, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
         for name, value in (headers or {}).items():
@@ -56,7 +57,7 @@ def head(proxy: Proxy, key: str, headers: Mapping[str, str] | None = None) -> An
 def exchange(proxy: Proxy, data: bytes) -> bytes:
     """Send octets, say that no more follow, and return all that comes back; a reset ends the answer."""
     received = b""
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)

@@ -23,7 +23,9 @@ import attrs
 import boto3
 import botocore.config
 
-from delta_proxy.demo import answers, free_port, running, script
+from delta_proxy.demo import answers, running, script
+from tests.ports import free_port
+from tests.waiting import PATIENCE
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
@@ -119,6 +121,7 @@ def moto(folder: pathlib.Path) -> Iterator[Store]:
         log=folder / "moto.log",
         env=clean_environment(),
         ready=lambda: answers(f"{url}/moto-api/data.json"),
+        seconds=PATIENCE,
     ):
         store = Store(url, kind="moto")
         store.boto3().create_bucket(Bucket=BUCKET)
@@ -148,6 +151,7 @@ def versitygw(folder: pathlib.Path, binary: str) -> Iterator[Store]:
         log=folder / "versitygw.log",
         env=clean_environment(),
         ready=lambda: answers(f"{url}/health"),
+        seconds=PATIENCE,
     ):
         store = Store(url, kind="versitygw", folder=data, access_log=log)
         store.boto3().create_bucket(Bucket=BUCKET)
@@ -207,12 +211,26 @@ def proxy(store: Endpoint | None, config: Mapping[str, Any], folder: pathlib.Pat
     Its clients reach it as `localhost`, not 127.0.0.1, because a store must not share the proxy's host name.
     """
     path, port, metrics_port = write_configuration(config, folder)
-    log = folder / "proxy.log"
-    ready = f"http://127.0.0.1:{metrics_port}/health/ready"
-    with running(
-        proxy_command(path), log=log, env=proxy_environment(store), ready=lambda: answers(ready)
-    ) as child:
+    with proxy_process(path, metrics_port, folder, proxy_environment(store)) as child:
+        log = folder / "proxy.log"
         yield Proxy(f"http://localhost:{port}", port=port, metrics_port=metrics_port, pid=child.pid, log=log)
+
+
+@contextlib.contextmanager
+def proxy_process(
+    config: pathlib.Path,
+    metrics_port: int,
+    folder: pathlib.Path,
+    env: Mapping[str, str],
+    check: str = "ready",
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of a proxy, from the moment that this health check is good; its log is `proxy.log`."""
+    health = f"http://127.0.0.1:{metrics_port}/health/{check}"
+    log = folder / "proxy.log"
+    with running(
+        proxy_command(config), log=log, env=env, ready=lambda: answers(health), seconds=PATIENCE
+    ) as child:
+        yield child
 
 
 def ended(pid: int) -> bool:
@@ -316,5 +334,5 @@ def link(store: Store) -> Iterator[Link]:
 def run(command: list[str], *, env: Mapping[str, str], cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; its status and its output are the caller's to judge."""
     return subprocess.run(
-        command, env=dict(env), cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        command, env=dict(env), cwd=cwd, capture_output=True, text=True, timeout=2 * PATIENCE, check=False
     )

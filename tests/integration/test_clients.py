@@ -202,7 +202,7 @@ def test_boto3_is_refused_every_file_outside_the_grant(listing: Proxy, store: St
             assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
-@pytest.mark.parametrize("page_size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("page_size", [pytest.param(1, marks=pytest.mark.slow), 2, 7, 1000])
 @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
 def test_boto3_pages_through_the_granted_keys_in_order(
     listing: Proxy, store: Store, operation: str, page_size: int
@@ -265,7 +265,11 @@ def test_without_a_grant_on_the_table_everyone_reads_everything(store: Store, pr
 
 
 @pytest.mark.parametrize(
-    "closing", [{"allowedPartitions": {}, "denyByDefault": True}, {"allowedPartitions": {TRADES: []}}]
+    "closing",
+    [
+        {"allowedPartitions": {}, "denyByDefault": True},
+        pytest.param({"allowedPartitions": {TRADES: []}}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_table_of_which_nothing_is_granted_is_closed(
     moto_store: Store, proxy_for: ProxyFor, closing: dict[str, Any]

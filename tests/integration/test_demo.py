@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from tests.waiting import PATIENCE
 
 from . import servers
 from .servers import ROOT
@@ -23,6 +24,7 @@ def test_the_demo_reads_what_is_granted_and_says_that_every_number_is_right() ->
     assert "every number is right" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_ends_cleanly_at_ctrl_c() -> None:
     with subprocess.Popen(
         COMMAND,
@@ -35,8 +37,7 @@ def test_the_demo_ends_cleanly_at_ctrl_c() -> None:
         for line in demo.stdout:
             if line.startswith("serving until"):
                 break
-        time.sleep(0.1)
         demo.send_signal(signal.SIGINT)
         rest = demo.stdout.read()
-        assert demo.wait(60) == 0
+        assert demo.wait(PATIENCE) == 0
     assert "Traceback" not in rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import random
 import re
@@ -22,6 +23,7 @@ from .servers import BUCKET, Endpoint, Proxy, Store
 
 S3_NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 BODY = bytes(range(256)) * 8
+WHOLE = "whole-bucket"
 
 ODD_KEYS = [
     "with space.bin",
@@ -55,7 +57,7 @@ def code_of(answer: Answer) -> str:
     return ET.fromstring(answer.body).findtext("Code") or ""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def odd(moto_store: Store, proxy_for: ProxyFor) -> Proxy:
     """An open table of keys with every kind of character, in the store that holds any key."""
     client = moto_store.boto3()
@@ -64,7 +66,7 @@ def odd(moto_store: Store, proxy_for: ProxyFor) -> Proxy:
     return proxy_for(moto_store, tableMapping={"odd": f"s3://{BUCKET}/odd"}, getMode="proxy")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plain(gateway_store: Store, proxy_for: ProxyFor) -> Proxy:
     """An open table with one object of known bytes, streamed from a store that does ranges and conditions."""
     gateway_store.boto3().put_object(Bucket=BUCKET, Key="plain/object", Body=BODY, ContentType="text/x-test")
@@ -105,15 +107,20 @@ def test_a_key_that_stores_may_walk_out_of_the_table_is_neither_served_nor_liste
         assert b"<Contents>" not in request(odd, "GET", target).body
 
 
-@pytest.mark.parametrize("mode", ["proxy", "presignedUrl"])
-def test_a_dot_segment_does_not_lead_from_an_open_table_into_another(
-    store: Store, proxy_for: ProxyFor, mode: str
-) -> None:
+@pytest.fixture
+def beside(store: Store, proxy_for: ProxyFor, get_mode: str) -> Proxy:
+    """An open table beside a closed one, and one that is a whole bucket."""
     client = store.boto3()
     client.put_object(Bucket=BUCKET, Key="open/object", Body=BODY)
     client.put_object(Bucket=BUCKET, Key="closed/object", Body=b"secret")
-    tables = {name: f"s3://{BUCKET}/{name}" for name in ("open", "closed")}
-    proxy = proxy_for(store, tableMapping=tables, allowedPartitions={"closed": []}, getMode=mode)
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=WHOLE)
+    tables = {name: f"s3://{BUCKET}/{name}" for name in ("open", "closed")} | {"whole": f"s3://{WHOLE}"}
+    return proxy_for(store, tableMapping=tables, allowedPartitions={"closed": []}, getMode=get_mode)
+
+
+def test_a_dot_segment_does_not_lead_from_an_open_table_into_another(beside: Proxy) -> None:
+    proxy = beside
     for method in ("GET", "HEAD"):
         assert request(proxy, method, f"/{PROXY_BUCKET}/closed/object").status in {403, 404}
         for up in ("..", "%2e%2e", ".%2E", "x/../..", "./..", "..%2F../warehouse"):
@@ -122,17 +129,11 @@ def test_a_dot_segment_does_not_lead_from_an_open_table_into_another(
     assert (listing.status, listing.body.count(b"<Key>")) == (200, 0)
 
 
-@pytest.mark.parametrize("mode", ["proxy", "presignedUrl"])
-def test_the_root_of_a_table_that_is_a_whole_bucket_is_no_object(
-    store: Store, proxy_for: ProxyFor, mode: str
-) -> None:
-    bucket = f"whole-{mode.lower()}"
-    store.boto3().create_bucket(Bucket=bucket)
-    proxy = proxy_for(store, tableMapping={"whole": f"s3://{bucket}"}, getMode=mode)
+def test_the_root_of_a_table_that_is_a_whole_bucket_is_no_object(beside: Proxy) -> None:
     for method in ("GET", "HEAD"):
-        answer = request(proxy, method, f"/{PROXY_BUCKET}/whole/")
+        answer = request(beside, method, f"/{PROXY_BUCKET}/whole/")
         assert answer.status == 404
-        assert bucket.encode() not in answer.body
+        assert WHOLE.encode() not in answer.body
 
 
 @pytest.mark.parametrize(
@@ -307,12 +308,13 @@ def test_a_directory_key_is_404_and_its_listing_is_not_empty(granted: Proxy) -> 
 
 
 @pytest.mark.parametrize("domain_host", ["datalake.s3.test", "datalake.s3.test:18080"])
-def test_the_bucket_may_stand_in_the_host(moto_store: Store, proxy_for: ProxyFor, domain_host: str) -> None:
-    proxy = proxy_for(moto_store, **trades_settings("proxy"), domains=["s3.test"])
+def test_the_bucket_may_stand_in_the_host(granted: Proxy, domain_host: str) -> None:
+    proxy = granted
     listing = request(proxy, "GET", "/?list-type=2", {"Host": domain_host})
     keys = [each.text or "" for each in ET.fromstring(listing.body).iter(f"{S3_NAMESPACE}Key")]
     data = next(key for key in keys if f"MIC={GRANTED[0]}" in key)
-    answer = request(proxy, "GET", "/" + urllib.parse.quote(data), {"Host": domain_host})
+    fields = {"Host": domain_host, "User-Agent": "Boto3/1.40 Botocore/1.40"}
+    answer = request(proxy, "GET", "/" + urllib.parse.quote(data), fields)
     assert answer.status == 200
     assert answer.body[:4] == b"PAR1"
 

@@ -15,7 +15,7 @@ from .raw import Answer, get, request
 from .servers import BUCKET, Proxy, Store
 
 
-@pytest.fixture(params=["moto-presignedUrl", "versitygw-proxy"])
+@pytest.fixture(scope="module", params=["moto-presignedUrl", "versitygw-proxy"])
 def leaky(request: pytest.FixtureRequest, proxy_for: ProxyFor) -> Proxy:
     """A proxy that grants one partition of the table with markers, and before a second copy nothing."""
     kind, _, get_mode = request.param.partition("-")

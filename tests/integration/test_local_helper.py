@@ -30,8 +30,10 @@ from deltalake import DeltaTable
 
 from delta_proxy import demo
 from delta_proxy.access.keys import generate_key
-from delta_proxy.demo import PROXY_BUCKET, free_port, running
+from delta_proxy.demo import PROXY_BUCKET, running
 from tests.access.oidc_issuer import AUDIENCE, Issuer, serving
+from tests.ports import free_port
+from tests.waiting import PATIENCE
 
 from . import servers
 from .conftest import TRADES
@@ -87,7 +89,7 @@ def helper(folder: pathlib.Path, *options: str, **environment: str) -> Iterator[
     log = folder / "helper.log"
     command = [sys.executable, "-m", "delta_proxy.local_helper", "--port", str(port), *options]
     env = servers.clean_environment(PYTHONPATH=str(servers.ROOT), HOME=str(folder), **environment)
-    with running(command, log=log, env=env, ready=lambda: listens(port)) as child:
+    with running(command, log=log, env=env, ready=lambda: listens(port), seconds=PATIENCE) as child:
         yield Helper(port, child.pid, log)
 
 
@@ -458,7 +460,7 @@ def test_it_is_loopback_that_listens(parts: Parts) -> None:
 
 def test_it_ends_at_once_when_asked(tmp_path: pathlib.Path) -> None:
     with helper(tmp_path) as one:
-        connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=PATIENCE)
         connection.request("GET", "/not-for-a-proxy")
         assert connection.getresponse().status == 400
         servers.stop(one.pid)

@@ -13,6 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from delta_proxy import demo
+from tests.waiting import PATIENCE
 
 from .conftest import TRADES, ProxyFor, trades_settings
 from .raw import get, head
@@ -212,7 +213,7 @@ def test_boto3_and_deltalake_are_streamed_to(redirecting: Proxy, gateway_store: 
 def fetched(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
     """Status and body of a GET of a URL, whatever the status."""
     parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=60)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=PATIENCE)
     try:
         connection.request("GET", f"{parts.path}?{parts.query}", headers=headers or {})
         answer = connection.getresponse()

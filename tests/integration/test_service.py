@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from delta_proxy.demo import answers, free_port, running, script
+from delta_proxy.demo import answers, script
+from tests.ports import free_port
+from tests.waiting import PATIENCE, wait_until
 
 from . import servers
 from .conftest import TRADES, ProxyFor, trades_settings
 from .raw import get, quoted
 from .servers import BUCKET, ROOT, Store
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 GOOD = {"tableMapping": {"t": "s3://warehouse/t"}, "storage": {"endpoint": "http://127.0.0.1:9"}}
 
 
@@ -31,23 +34,15 @@ def twistd(config: pathlib.Path, **environment: str) -> subprocess.CompletedProc
     return servers.run(servers.proxy_command(config), env=env, cwd=config.parent)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Return when the condition holds; fail when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ('{"tableMapping": {"t": "s3://b/t"},\n  "port": 1,,\n}', r"line 2.*column"),
-        ("{}", r"tableMapping"),
-        (json.dumps({**GOOD, "tabelMapping": {}}), r"tabelMapping"),
-        (json.dumps({**GOOD, "port": "eighty"}), r"port"),
-        (json.dumps({**GOOD, "tableMapping": {"t": "https://b/t"}}), r"tableMapping.*s3://"),
-        (json.dumps({**GOOD, "port": 18080, "metricsPort": 18080}), r"metricsPort"),
+        slow("{}", r"tableMapping"),
+        slow(json.dumps({**GOOD, "tabelMapping": {}}), r"tabelMapping"),
+        slow(json.dumps({**GOOD, "port": "eighty"}), r"port"),
+        slow(json.dumps({**GOOD, "tableMapping": {"t": "https://b/t"}}), r"tableMapping.*s3://"),
+        slow(json.dumps({**GOOD, "port": 18080, "metricsPort": 18080}), r"metricsPort"),
     ],
 )
 def test_a_bad_configuration_is_one_clear_line_and_a_failure(
@@ -62,6 +57,7 @@ def test_a_bad_configuration_is_one_clear_line_and_a_failure(
     assert re.search(says, output), output
 
 
+@pytest.mark.slow
 def test_a_configuration_that_is_not_there_is_one_clear_line_and_a_failure(tmp_path: pathlib.Path) -> None:
     done = twistd(tmp_path / "none.json")
     output = (done.stdout + done.stderr).strip()
@@ -70,7 +66,7 @@ def test_a_configuration_that_is_not_there_is_one_clear_line_and_a_failure(tmp_p
     assert "none.json" in output
 
 
-@pytest.mark.parametrize(("name", "value"), [("PROXY_PORT", "x"), ("PROXY_NO_SUCH_KEY", "1")])
+@pytest.mark.parametrize(("name", "value"), [("PROXY_PORT", "x"), slow("PROXY_NO_SUCH_KEY", "1")])
 def test_a_bad_override_in_the_environment_is_one_clear_line_and_a_failure(
     tmp_path: pathlib.Path, name: str, value: str
 ) -> None:
@@ -116,9 +112,8 @@ def test_the_ports_of_the_environment_win(moto_store: Store, tmp_path: pathlib.P
         "PROXY_PORT": str(port),
         "PROXY_METRICSPORT": str(metrics_port),
     }
-    ready = f"http://127.0.0.1:{metrics_port}/health/ready"
-    with running(servers.proxy_command(path), log=tmp_path / "log", env=env, ready=lambda: answers(ready)):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with servers.proxy_process(path, metrics_port, tmp_path, env):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         connection.request("HEAD", "/datalake")
         assert connection.getresponse().status == 200
         connection.close()
@@ -174,13 +169,9 @@ def test_sigterm_drains_what_is_in_flight_and_exits_with_0(
         gateway_store, tableMapping={"drain": f"s3://{BUCKET}/drain"}, getMode="proxy"
     )
     path, port, metrics_port = servers.write_configuration(config, tmp_path)
-    with running(
-        servers.proxy_command(path),
-        log=tmp_path / "proxy.log",
-        env=servers.proxy_environment(gateway_store),
-        ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/health/ready"),
-    ) as child:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    env = servers.proxy_environment(gateway_store)
+    with servers.proxy_process(path, metrics_port, tmp_path, env) as child:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         connection.request("GET", quoted("drain/object"))
         answer = connection.getresponse()
         assert answer.status == 200
@@ -192,20 +183,16 @@ def test_sigterm_drains_what_is_in_flight_and_exits_with_0(
             received += len(part)
         connection.close()
         assert received == size
-        assert child.wait(30) == 0
+        assert child.wait(PATIENCE) == 0
 
 
 def test_sigterm_of_an_idle_proxy_exits_with_0(moto_store: Store, tmp_path: pathlib.Path) -> None:
     config = servers.configuration(moto_store, **trades_settings("presignedUrl"))
     path, _, metrics_port = servers.write_configuration(config, tmp_path)
-    with running(
-        servers.proxy_command(path),
-        log=tmp_path / "proxy.log",
-        env=servers.proxy_environment(moto_store),
-        ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/health/ready"),
-    ) as child:
+    env = servers.proxy_environment(moto_store)
+    with servers.proxy_process(path, metrics_port, tmp_path, env) as child:
         child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 0
+        assert child.wait(PATIENCE) == 0
     assert "Traceback" not in (tmp_path / "proxy.log").read_text()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from delta_proxy.demo import answers, running
+from tests.waiting import PATIENCE, wait_until
 
 from . import servers
 from .raw import get, quoted
@@ -63,23 +63,13 @@ def medium_body() -> bytes:
 
 def opened(proxy: Proxy, key: str) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     """A GET of which the body is still to be read, through a small receive buffer."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=PATIENCE)
     connection.request("GET", quoted(key))
     assert connection.sock is not None
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     answer = connection.getresponse()
     assert answer.status == 200
     return connection, answer
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether the condition comes true in the given time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def settled(count: Callable[[], int]) -> int:
@@ -122,7 +112,7 @@ def test_a_client_that_goes_away_ends_the_upstream_request(streaming: tuple[Prox
     assert link.connections > idle
     connection.close()
     answer.close()
-    assert wait_for(lambda: link.connections <= idle, seconds=5)
+    wait_until(lambda: link.connections <= idle)
     passed = link.passed
     assert settled(lambda: link.passed) == passed < LARGE
 
@@ -158,7 +148,7 @@ def test_an_object_that_is_replaced_while_it_is_resumed_is_not_mixed(
     proxy, link = streaming
     client = objects.boto3()
     client.put_object(Bucket=BUCKET, Key="big/changing", Body=medium_body())
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=PATIENCE)
     link.cut_after = [40 * MIB]
     connection.request("GET", quoted("big/changing"))
     answer = connection.getresponse()
@@ -174,13 +164,8 @@ def test_a_store_that_is_gone_is_503_and_the_proxy_lives(tmp_path: pathlib.Path)
     nowhere = servers.Endpoint("http://127.0.0.1:9")
     config = servers.configuration(nowhere, tableMapping={"big": f"s3://{BUCKET}/big"}, getMode="proxy")
     path, port, metrics_port = servers.write_configuration(config, tmp_path)
-    live = f"http://127.0.0.1:{metrics_port}/health/live"
-    with running(
-        servers.proxy_command(path),
-        log=tmp_path / "proxy.log",
-        env=servers.proxy_environment(nowhere),
-        ready=lambda: answers(live),
-    ) as child:
+    env = servers.proxy_environment(nowhere)
+    with servers.proxy_process(path, metrics_port, tmp_path, env, check="live") as child:
         proxy = Proxy("", port=port, metrics_port=metrics_port, pid=child.pid)
         assert get(proxy, "big/medium").status == 503
         assert proxy.is_alive()

@@ -10,7 +10,7 @@ import pathlib
 import signal
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -19,12 +19,12 @@ import pytest
 
 from delta_proxy.demo import answers, running
 from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD, Credentials, SigningKeys, canonical_query, sign
+from tests.waiting import wait_until
 
 from . import servers
 from .conftest import GRANTED, TRADES
 from .raw import get, quoted, request
 from .servers import BUCKET, Proxy, Store
-from .test_service import wait_until as wait_until_for
 
 KEYS = SigningKeys()
 pytestmark = pytest.mark.xdist_group("workers")
@@ -33,11 +33,6 @@ USERS: dict[str, dict[str, Any]] = {
     name: {"accessKey": f"AK{name.upper()}", "secretKey": f"secret-of-{name}", "allowedPartitions": grants}
     for name, grants in (("alice", {TRADES: [{"MIC": list(GRANTED)}]}), ("bob", {TRADES: [{}]}))
 }
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return when the condition holds, with patience for slow machines."""
-    wait_until_for(condition, 120)
 
 
 def settings(folder: pathlib.Path, **more: Any) -> dict[str, Any]:

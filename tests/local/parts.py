@@ -26,6 +26,7 @@ from delta_proxy.resources.server import EdgeLimits
 from delta_proxy.upstream.agent import make_endpoints, make_pool
 from delta_proxy.upstream.retry import Pacing, Timeouts
 from tests.upstream.parts import AT_ONCE, reactor
+from tests.waiting import PATIENCE
 
 PRESIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-SignedHeaders=host&X-Amz-Signature=abc"
 TIMEOUTS = Timeouts(connect=2.0, first_byte=5.0, idle=5.0)
@@ -83,7 +84,7 @@ async def helper(
         yield RunningHelper(site, port)
     finally:
         await maybeDeferred(port.stopListening)
-        await site.drained(5.0)
+        await site.drained(PATIENCE)
         await kept.closeCachedConnections()
 
 
@@ -118,7 +119,7 @@ def request(
 
 def look_in(port: int, data: bytes) -> bytes:
     """Send bytes, read once, and close."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         client.sendall(data)
         return client.recv(65536)
 
@@ -126,7 +127,7 @@ def look_in(port: int, data: bytes) -> bytes:
 def ask(port: int, data: bytes) -> Outcome:
     """Send bytes and read to the end."""
     received, reset = b"", False
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         try:
             client.sendall(data)
             while part := client.recv(65536):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from attrs import evolve
 
-from delta_proxy.demo import free_port
+from tests.ports import free_port
 from tests.upstream.parts import ETAG, Call, ScriptedStore, answer, cuts, in_reactor, part, sends, silent
 
 from .parts import PRESIGNED, TIMEOUTS, helper, request

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import pytest
 from twisted.internet.threads import deferToThread
 
-from delta_proxy.demo import free_port
 from delta_proxy.local_helper.authority import certificate_file, open_authority
 from delta_proxy.local_helper.site import Interception
 from delta_proxy.local_helper.targets import Origin
+from tests.ports import free_port
 from tests.upstream.parts import in_reactor
 
 from .parts import helper
@@ -89,7 +89,7 @@ async def test_a_connection_to_any_other_endpoint_is_not_read(tmp_path: pathlib.
 
     async with helper(interception=interception(tmp_path, free_port())) as running:
         assert await with_tunnel(running.port, f"localhost:{echo.port}", talk) == b"not tls"
-    await echo.close()
+        await echo.close()
 
 
 @in_reactor

@@ -1,5 +1,6 @@
 """CONNECT: bytes both ways, and how a tunnel ends."""
 
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import socket
@@ -10,10 +11,14 @@ from typing import TypeVar
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
 
-from delta_proxy.demo import free_port
+from delta_proxy.local_helper.tunnel import Tunnel
+from tests.ports import free_port
 from tests.upstream.parts import in_reactor, soon
+from tests.waiting import PATIENCE
 
 from .parts import Listener, Peer, helper, reset_on_close
 
@@ -31,7 +36,7 @@ class Echo(Listener):
 
 
 def connected(port: int, target: str, early: bytes = b"") -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
     client.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode() + early)
     received = b""
     while not received.endswith(b"\r\n\r\n"):
@@ -64,7 +69,7 @@ async def test_bytes_pass_both_ways_also_those_sent_before_the_answer() -> None:
 
     async with helper() as running:
         assert await with_tunnel(running.port, f"127.0.0.1:{echo.port}", talk, b"hello") == b"hello world"
-    await echo.close()
+        await echo.close()
 
 
 @in_reactor
@@ -162,22 +167,30 @@ async def test_a_tunnel_in_which_nothing_moves_is_ended_in_time() -> None:
     await far.close()
 
 
-@in_reactor
-async def test_a_tunnel_in_which_something_moves_stays() -> None:
-    echo = Echo()
+class Transport(StringTransport):
+    """One that knows of resets."""
 
-    def talk(client: socket.socket) -> int:
-        count = 0
-        for _ in range(8):
-            client.sendall(b"x")
-            count += len(client.recv(1))
-            pause.wait(0.1)
-        return count
+    aborted = False
 
-    pause = threading.Event()
-    async with helper(tunnel_idle_seconds=0.4) as running:
-        assert await with_tunnel(running.port, f"127.0.0.1:{echo.port}", talk) == 8
-    await echo.close()
+    def abortConnection(self) -> None:  # noqa: N802 - Twisted's name
+        """Reset."""
+        self.aborted = True
+
+
+def test_a_tunnel_in_which_something_moves_stays() -> None:
+    clock, near, far = Clock(), Transport(), Transport()
+    tunnel = Tunnel(near, clock, 10.0)
+    tunnel.makeConnection(far)
+    for _ in range(4):
+        clock.advance(9.0)
+        tunnel.from_client(b"x")
+        clock.advance(9.0)
+        tunnel.dataReceived(b"y")
+    assert not near.aborted
+    assert (near.value(), far.value()) == (b"yyyy", b"xxxx")
+    clock.advance(10.0)
+    clock.advance(10.0)
+    assert near.aborted
 
 
 @in_reactor

@@ -11,6 +11,7 @@ from twisted.internet.threads import deferToThread
 
 from delta_proxy.local_helper.site import LIMITS
 from tests.upstream.parts import answer, in_reactor, soon
+from tests.waiting import PATIENCE
 
 from .parts import TIMEOUTS, Listener, Outcome, Peer, helper, request
 
@@ -96,7 +97,7 @@ async def test_a_client_that_waits_for_100_continue_is_told_to_go_on() -> None:
 
     def put(port: int) -> tuple[bytes, bytes]:
         fields = {"Content-Length": str(len(BODY)), "Expect": "100-continue"}
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             client.sendall(request(f"{taker.url}/b/k", fields, method="PUT"))
             interim = client.recv(65536)
             client.sendall(BODY)
@@ -127,7 +128,7 @@ async def test_a_proxy_that_takes_nothing_stops_the_client_and_is_given_up() -> 
 
     def flood(port: int) -> Outcome:
         size = 1 << 30
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             client.sendall(request(f"{taker.url}/b", {"Content-Length": str(size)}, method="PUT"))
             client.settimeout(0.5)
             try:
@@ -136,7 +137,7 @@ async def test_a_proxy_that_takes_nothing_stops_the_client_and_is_given_up() -> 
                     sent.append(65536)
             except TimeoutError:
                 pass
-            client.settimeout(20)
+            client.settimeout(PATIENCE)
             return Outcome(int(client.recv(65536).split()[1]), {}, b"", False)
 
     async with helper(timeouts=evolve(TIMEOUTS, first_byte=1.5)) as running:
@@ -173,19 +174,20 @@ async def test_a_client_that_stops_sending_is_told_so_and_the_upload_is_not_ende
     await taker.close()
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_an_upload_lasts_as_long_as_parts_of_it_come() -> None:
     taker = Taker(answer(b"stored"))
     pause = threading.Event()
-    async with helper(limits=evolve(LIMITS, body_seconds=0.5)) as running:
+    async with helper(limits=evolve(LIMITS, body_seconds=10)) as running:
 
         def dribble() -> bytes:
-            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as client:
+            with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as client:
                 fields = {"Content-Length": str(len(BODY))}
                 client.sendall(request(f"{taker.url}/b/k", fields, method="PUT"))
                 for start in range(0, len(BODY), len(BODY) // 8):
                     client.sendall(BODY[start : start + len(BODY) // 8])
-                    pause.wait(0.1)
+                    pause.wait(1.5)
                 return b"".join(iter(lambda: client.recv(65536), b""))
 
         assert (await deferToThread(dribble)).endswith(b"stored")
@@ -197,7 +199,7 @@ async def test_a_client_that_leaves_in_mid_upload_resets_it() -> None:
     taker = Listener()
 
     def leave(port: int) -> None:
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             client.sendall(request(f"{taker.url}/b", {"Content-Length": "10"}, method="PUT", body=b"12345"))
             reading.wait(10)
 

@@ -771,7 +771,7 @@ def turn() -> Deferred[None]:
 
 def exchange(port: int, data: bytes, *, half_close: bool = False) -> bytes:
     """Send everything, then read to the end."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=240) as client:
         client.sendall(data)
         if half_close:
             client.shutdown(socket.SHUT_WR)
@@ -817,7 +817,7 @@ def exchange_tls(port: int, data: bytes) -> tuple[str | None, bytes]:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2", "http/1.1"])
-    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    plain = socket.create_connection(("127.0.0.1", port), timeout=240)
     with context.wrap_socket(plain) as client:
         client.sendall(data)
         return client.selected_alpn_protocol(), b"".join(iter(lambda: client.recv(65_536), b""))

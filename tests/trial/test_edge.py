@@ -39,13 +39,13 @@ class Answers(Resource):
 
 
 def ask(port: int, data: bytes, size: int = 65_536) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as client:
         client.sendall(data)
         return client.recv(size)
 
 
 def ask_to_the_end(port: int, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as client:
         client.sendall(data)
         return b"".join(iter(lambda: client.recv(65_536), b""))
 
@@ -53,7 +53,7 @@ def ask_to_the_end(port: int, data: bytes) -> bytes:
 class EdgeTests(TestCase):
     """Starts the edge on an ephemeral port, and stops it as the service does."""
 
-    timeout = 20
+    timeout = 240
 
     def setUp(self) -> None:
         self.answers = Answers()
@@ -61,7 +61,7 @@ class EdgeTests(TestCase):
         self.listening = reactor.listenTCP(0, self.site, interface="127.0.0.1")
         self.port: int = self.listening.getHost().port
 
-    async def stop(self, timeout_seconds: float = 5.0) -> bool:
+    async def stop(self, timeout_seconds: float = 120.0) -> bool:
         await self.listening.stopListening()
         self.site.stop_accepting()
         drained = await self.site.drained(timeout_seconds)
