@@ -24,6 +24,7 @@ from delta_proxy.s3.errors import NoSuchKey, ServiceUnavailable
 
 from . import build
 from .build import CheckpointContent, Place
+from .build_locks import BuildLocks
 from .flight import Flight, both, in_parallel
 from .index import Anchor, Entry, TableIndex
 from .log import Checkpoint, LogSegment, NotATable, require_dense, select_history, select_segment
@@ -214,6 +215,7 @@ class _Table:
         self._mark = tools.mark
         self._marked = 0
         self._lock = DeferredLock()
+        self._locks = BuildLocks(place.directory, tools.defer_to_pool, tools.clock)
         self._index: TableIndex | None = None
         self._names: tuple[str, ...] = ()
         self._right_at = 0.0
@@ -328,13 +330,21 @@ class _Table:
         """The index of an earlier process if it still fits the log, else a new one. The history follows."""
         started, marked = self._clock.seconds(), self._mark(self.place.identity)
         loaded: TableIndex | None = await self._defer_to_pool(build.load, self.place)
-        index = await self._built(None) if loaded is None else await self._advanced(loaded)
+        index = await self._built_once_by_all() if loaded is None else await self._advanced(loaded)
         self._take(index, started, marked)
         self._build_seconds = self._clock.seconds() - started
         self._observer.index_built(self._alias, index.rows, self._build_seconds)
         if not index.complete:
             self._complete_flight()
         return index
+
+    async def _built_once_by_all(self) -> TableIndex:
+        """A new index; where another process just builds it, the one of that process."""
+        async with self._locks.held(self.place.file.name):
+            loaded: TableIndex | None = await self._defer_to_pool(build.load, self.place)
+            if loaded is None:
+                return await self._built(None)
+        return await self._advanced(loaded)
 
     async def _advance(self) -> TableIndex:
         known, started, marked = self._index, self._clock.seconds(), self._mark(self.place.identity)

@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from delta_proxy.delta.build_locks import BuildLocks
 from delta_proxy.delta.directory import private_directory
 from delta_proxy.delta.flight import Flight
 from delta_proxy.upstream.spool import DeferToPool
@@ -138,6 +139,7 @@ class DiskCache:
         self._defer_to_pool = defer_to_pool
         self._clock = clock
         self._observer = observer or _Unobserved()
+        self._locks = BuildLocks(directory, defer_to_pool, clock)
         self._rescan_seconds = rescan_seconds
         self._table = _Table()
         self._flights: dict[str, Flight[CachedFile]] = {}
@@ -229,11 +231,9 @@ class DiskCache:
                 await self._evicting.wait()
             path = self._path(name)
             temporary = path.with_name(_temporary_name())
-            size = await self._defer_to_pool(_find_or_prepare, path, temporary)
+            size: int | None = await self._defer_to_pool(_size_of, path)
             if size is None:
-                self._observer.cache_miss(kind)
-                size = await self._make(make, temporary, path)
-                self._written_since_scan += size
+                size = await self._make_unless_found(name, make, temporary, path, kind)
             else:
                 self._observer.cache_hit(kind)
             self._table.add(name, size, self._clock.seconds())
@@ -241,6 +241,18 @@ class DiskCache:
             return CachedFile(path, size)
         finally:
             self._flights.pop(name, None)
+
+    async def _make_unless_found(self, name: str, make: Make, temporary: Path, path: Path, kind: str) -> int:
+        """The size of the file once this process made it, or another that was quicker."""
+        async with self._locks.held(name):
+            size: int | None = await self._defer_to_pool(_find_or_prepare, path, temporary)
+            if size is not None:
+                self._observer.cache_hit(kind)
+                return size
+            self._observer.cache_miss(kind)
+            made = await self._make(make, temporary, path)
+            self._written_since_scan += made
+            return made
 
     async def _make(self, make: Make, temporary: Path, path: Path) -> int:
         try:
@@ -433,12 +445,20 @@ def _temporary_name() -> str:
     return f"{_HOST}-{os.getpid()}-{_TOKEN}-{secrets.token_hex(8)}.tmp"
 
 
-def _find_or_prepare(path: Path, temporary: Path) -> int | None:
-    """The size of the file, if another process or an earlier one made it; else None, and an empty file."""
+def _size_of(path: Path) -> int | None:
+    """The size of the file, if another process or an earlier one made it."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
         private_directory(private_directory(path.parent.parent) / path.parent.name)
+        return None
+
+
+def _find_or_prepare(path: Path, temporary: Path) -> int | None:
+    """The size of the file, if it is there; else None, and an empty temporary one."""
+    size = _size_of(path)
+    if size is not None:
+        return size
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     return None
 

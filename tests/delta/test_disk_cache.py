@@ -112,8 +112,8 @@ class Rig:
 
 
 def files(directory: Path) -> list[Path]:
-    """Every file below a directory."""
-    return [path for path in directory.rglob("*") if path.is_file()]
+    """Every file below a directory but that of the locks."""
+    return [path for path in directory.rglob("*") if path.is_file() and path.name != "locks"]
 
 
 def existing(rig: Rig, keys: Iterable[str]) -> set[str]:
