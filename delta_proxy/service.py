@@ -210,7 +210,7 @@ class ProxyService(MultiService):
             say_what_is_open(self._config)
         else:
             self._end.attach(self, self._reactor)
-        for work in (self.disk.start(), self._identity.start(), self._check_at_start()):
+        for work in (self.disk.start(), self._identity.start(), self._check_at_start(), self._probe_stores()):
             Deferred.fromCoroutine(work).addErrback(_log_unexpected)
 
     def stopService(self) -> Deferred[None]:
@@ -481,6 +481,15 @@ class ProxyService(MultiService):
             return
         if self._end is not None:
             self._end.up()
+
+    async def _probe_stores(self) -> None:
+        """Try the stores that may be written to, so that the operator learns at once what is refused."""
+        writing = self._root.services.writing
+        for alias, writer in () if writing is None else writing.writers.items():
+            try:
+                await self._probes.check(writer)
+            except S3Error as error:
+                _log.error("table {alias} cannot be written to: {error}", alias=alias, error=str(error))
 
     async def check_grants(self, config: Config, aliases: Collection[str]) -> None:
         """Raises PolicyError for a grant that cannot be meant for its table, of those given."""

@@ -43,7 +43,7 @@ class AuditUnavailable(ServiceUnavailable):
 @attrs.frozen(kw_only=True)
 class AuditRecord:
     """One decision. `time` has a zone; `duration` is in seconds; `bytes_sent` are those of the
-    answer's body, `bytes` in the line.
+    answer's body, `bytes` in the line, `bytes_received` those of the request's.
 
     `partitions` are the sets of partition values that the path ever had, `grant` the fingerprint of the
     grant that was applied. `path` is relative to the table, None for a request about no table.
@@ -64,6 +64,7 @@ class AuditRecord:
     reason: str | None = None
     status: int
     bytes_sent: int
+    bytes_received: int = 0
     duration: float
 
     def line(self) -> bytes:

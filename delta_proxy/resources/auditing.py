@@ -42,5 +42,6 @@ def audit_record(record: RequestRecord, now: datetime) -> AuditRecord:
         reason=None if allowed else note.reason or note.decision,
         status=record.status,
         bytes_sent=record.bytes_sent,
+        bytes_received=record.bytes_received,
         duration=round(record.seconds, 6),
     )

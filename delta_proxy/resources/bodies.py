@@ -54,13 +54,20 @@ class StoreBody:
     fields: Fields = ()
 
 
-async def whole(request: EdgeRequest, payload: Payload, limit: int) -> tuple[bytes, Trailers]:
-    """A payload of at most `limit` bytes, verified, and its trailers. Raises S3Error."""
+async def whole(
+    request: EdgeRequest, payload: Payload, limit: int, wire: list[bytes] | None = None
+) -> tuple[bytes, Trailers]:
+    """A payload of at most `limit` bytes, verified, and its trailers; `wire` gets the body as it came.
+
+    Raises S3Error.
+    """
     if payload.length > limit:
         raise EntityTooLarge
     pieces: list[bytes] = []
     while data := await request.read_some():
         pieces += payload.feed(data)
+        if wire is not None:
+            wire.append(data)
     return b"".join(pieces), payload.finish()
 
 

@@ -23,6 +23,7 @@ from delta_proxy.config import AuthMode
 from delta_proxy.delta.gate import GrantedTable, Served, Use
 from delta_proxy.resources.base import XML, Answer, AnyAnswer, Fields, S3Resource, Streamed, annotate
 from delta_proxy.resources.bucket import CREATED
+from delta_proxy.resources.forward_writes import ForwardedWrite
 from delta_proxy.resources.listing import ListedTable, list_page
 from delta_proxy.resources.object import ObjectResource
 from delta_proxy.resources.server import EdgeRequest
@@ -119,10 +120,14 @@ class ForwardResource(S3Resource):
 
     async def _authenticated_answer(self, request: EdgeRequest) -> AnyAnswer:
         """The store is asked first; the policy speaks only when it has accepted the request."""
-        if self.s3.operation.is_write or self.s3.operation is Operation.STS:
+        read_only = self.services.settings.read_only
+        if self.s3.operation is Operation.STS or (self.s3.operation.is_write and read_only):
             raise MethodNotAllowed("The proxy is read-only.", fields={"Method": self.s3.method})
         access_key = self._access_key(request)
         principal = self._principal(access_key)
+        if self.s3.operation.is_write:
+            annotate(request, principal=principal.id)
+            return await ForwardedWrite(self, self._forwarding, self._route, request).answer(principal)
         upstream = await self._forwarding.forwarder.send(self._route, self.s3)
         try:
             return await self._after(upstream, principal, access_key, request)
@@ -163,10 +168,10 @@ class ForwardResource(S3Resource):
                 return await self._object(upstream, principal, request)
             case Operation.HEAD_BUCKET | Operation.GET_BUCKET_LOCATION:
                 self._admitted(principal)
-                return self._handed_on(upstream)
+                return self.handed_on(upstream)
             case Operation.LIST_OBJECTS | Operation.LIST_OBJECTS_V2:
                 upstream.discard()
-                self._describe(self.s3.param("prefix") or "", principal, request)
+                self.describe_key(self.s3.param("prefix") or "", principal, request)
                 return await self._list(principal, access_key)
             case Operation.LIST_BUCKETS:
                 upstream.discard()
@@ -174,7 +179,7 @@ class ForwardResource(S3Resource):
             case _:
                 raise NotImplementedByProxy
 
-    def _handed_on(self, upstream: UpstreamResponse) -> Streamed:
+    def handed_on(self, upstream: UpstreamResponse) -> Streamed:
         """The store's own answer, but for a redirect: it would lead past the proxy."""
         if 300 <= upstream.status < 400 and upstream.status != 304:
             raise ServiceUnavailable
@@ -196,15 +201,15 @@ class ForwardResource(S3Resource):
                 verdict = await self.services.gate.judge(table, path)
                 if isinstance(verdict, Served) and (verdict.use is Use.DATA or table.grant.is_everything):
                     annotate(request, table=alias, decision="allowed", proxied=True)
-                    return self._handed_on(upstream)
+                    return self.handed_on(upstream)
             upstream.discard()
             return await own.answer(principal, request)
         except NoSuchKey:
             raise NoSuchKey(fields={"Key": self.s3.key}) from None
         finally:
-            self._describe(self.s3.key, principal, request)
+            self.describe_key(self.s3.key, principal, request)
 
-    def _describe(self, key: str, principal: Principal, request: EdgeRequest) -> None:
+    def describe_key(self, key: str, principal: Principal, request: EdgeRequest) -> None:
         """Tell the audit log which table the key of the store lies in."""
         found = self._forwarding.tables.locate(self._route, self.s3.bucket, key)
         if found is not None and request.note.place is not None:
@@ -255,7 +260,7 @@ class ForwardResource(S3Resource):
         only after the signature.
         """
         if upstream.status != 400 or not self._continues(access_key):
-            return self._handed_on(upstream)
+            return self.handed_on(upstream)
         headers, body = _handed_back(upstream.headers), await small_body(upstream)
         if _is_about_the_token(body):
             return None

@@ -32,6 +32,11 @@ class RootResource(Resource):
         super().__init__()
         self._services = services
 
+    @property
+    def services(self) -> Services:
+        """What requests are answered with now."""
+        return self._services
+
     def replace(self, services: Services) -> None:
         """Answer the requests that come from now on with these; those under way go on with the old."""
         self._services = services

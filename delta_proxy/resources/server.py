@@ -396,6 +396,11 @@ class EdgeRequest(server.Request):
         return reader
 
     @property
+    def length(self) -> int | None:
+        """The body's size in bytes, 0 where the head announces none, None for a chunked one."""
+        return self._length
+
+    @property
     def body_length(self) -> int | None:
         """The body's size in bytes as the head announces it; None when it is not known before its end."""
         announced = self._length != 0 or any(

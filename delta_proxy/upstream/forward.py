@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 from twisted.logger import Logger
+from twisted.web._newclient import RequestGenerationFailed
 from twisted.web.http_headers import Headers as WireHeaders
 from twisted.web.iweb import IResponse
 
@@ -23,6 +24,7 @@ from delta_proxy.upstream.relay import BodyCut, UpstreamResponse, drop
 from delta_proxy.upstream.retry import bounded
 from delta_proxy.upstream.spool import MemorySpool, TooLarge
 from delta_proxy.upstream.stores import AddressingStyle, TableLocation
+from delta_proxy.upstream.upload import Exchange, Source, whole
 
 MODE_HEADER = "x-proxy-auth-mode"
 
@@ -41,6 +43,8 @@ _AWS = re.compile(
 _OTHER_PARTITION = re.compile(r"[.-](cn|us-gov|us-iso[a-z]?|eu-isoe)-[a-z]+-[0-9]\.")
 _PRINTABLE = re.compile(rb"[!-~]+")
 _TRIES = 3
+# A store that puts together or copies gigabytes may be silent meanwhile.
+_WRITE_SECONDS = 300.0
 _SMALL = 64 * 1024
 
 _log = Logger()
@@ -107,7 +111,7 @@ class ForwardMap:
 
 
 class Forwarder:
-    """Sends a read on as it came."""
+    """Sends a request on as it came."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -119,7 +123,7 @@ class Forwarder:
         the store does not answer, SlowDown when too many requests are in flight, InvalidURI for a target that
         HTTP cannot carry, InvalidRequest when Connection names a field of the signature.
         """
-        url = b"%b://%b%b" % (route.scheme.encode(), route.netloc.encode("ascii"), _target(s3))
+        url = _url(route, s3)
         slot = await self._upstream.slots(route.netloc).acquire(streamed=s3.method == "GET")
         try:
             response = await self._exchange(s3, url)
@@ -132,6 +136,35 @@ class Forwarder:
             observer=self._upstream.observer,
             release=slot.release,
             bodiless=s3.method == "HEAD",
+        )
+
+    async def write(
+        self, route: Route, s3: S3Request, length: int | None, source: Source | None
+    ) -> UpstreamResponse:
+        """The store's answer to a write, whatever it is; take its body or discard it.
+
+        `source` writes the body as it came, `length` bytes or as many as there are; None where there is none.
+        Nothing is sent twice. Raises as `send`, and what the source raises.
+        """
+        pacing, url, headers = self._upstream.pacing, _url(route, s3), _fields(s3)
+        slot = await self._upstream.slots(route.netloc).acquire(streamed=True)
+        started = pacing.clock.seconds()
+        exchange = Exchange(pacing.clock, idle=pacing.timeouts.idle, patience=_WRITE_SECONDS)
+        try:
+            response = await exchange.run(
+                self._upstream.agent, s3.method, url, headers, length, source or whole(b"")
+            )
+        except (*LOST, RequestGenerationFailed) as error:
+            slot.release()
+            self._observe(s3, type(error).__name__, started)
+            _log.warn("{host}: {error}", host=s3.host, error=str(error))
+            raise ServiceUnavailable from None
+        except BaseException:
+            slot.release()
+            raise
+        self._observe(s3, str(response.code), started)
+        return UpstreamResponse(
+            response, pacing=pacing, observer=self._upstream.observer, release=slot.release
         )
 
     async def _exchange(self, s3: S3Request, url: bytes) -> IResponse:
@@ -185,6 +218,10 @@ def _aws_partition(host: str) -> str:
     """
     found = _OTHER_PARTITION.search(host)
     return f"aws-{found[1]}" if found is not None else "aws"
+
+
+def _url(route: Route, s3: S3Request) -> bytes:
+    return b"%b://%b%b" % (route.scheme.encode(), route.netloc.encode("ascii"), _target(s3))
 
 
 def _target(s3: S3Request) -> bytes:

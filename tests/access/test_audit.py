@@ -95,6 +95,7 @@ def test_a_decision_is_a_line_of_json(tmp_path: pathlib.Path) -> None:
             "reason": "not granted",
             "status": 403,
             "bytes": 10,
+            "bytes_received": 0,
             "duration": 0.25,
         }
     ]

@@ -1,0 +1,118 @@
+"""Writes in forward mode: the policy of the access key first, then the store with the client's own signature.
+
+A write cannot be asked of the store before it is decided, so what an access key may write is decided on its
+word; that it is the client's is for the store to verify, before it stores anything. Head and body go on as
+they came.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from delta_proxy.access.identity import Principal
+from delta_proxy.delta.gate import GrantedTable
+from delta_proxy.resources.base import AnyAnswer, annotate
+from delta_proxy.resources.bodies import whole
+from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.writing import admitted
+from delta_proxy.s3 import write_xml
+from delta_proxy.s3.copying import HEADER as COPY_SOURCE
+from delta_proxy.s3.copying import copy_source
+from delta_proxy.s3.errors import AccessDenied, InvalidArgument, MissingContentLength
+from delta_proxy.s3.operation import Operation
+from delta_proxy.s3.payload import payload_of
+from delta_proxy.upstream.forward import Route
+from delta_proxy.upstream.upload import Outgoing, Source
+
+if TYPE_CHECKING:
+    from delta_proxy.resources.forward import Forwarding, ForwardResource
+
+_COPIES = frozenset({Operation.COPY_OBJECT, Operation.UPLOAD_PART_COPY})
+_PIECE = 64 * 1024
+
+
+class ForwardedWrite:
+    """One write on its way to the store."""
+
+    def __init__(
+        self, resource: ForwardResource, forwarding: Forwarding, route: Route, request: EdgeRequest
+    ) -> None:
+        self._resource = resource
+        self._services = resource.services
+        self._s3 = resource.s3
+        self._forwarding = forwarding
+        self._route = route
+        self._request = request
+
+    async def answer(self, principal: Principal) -> AnyAnswer:
+        """The store's answer, as it is. Raises S3Error."""
+        length = self._request.length
+        source: Source | None = None if length == 0 else partial(_as_it_comes, self._request)
+        if self._s3.operation is Operation.DELETE_OBJECTS:
+            paths, source = await self._deleted(principal)
+        else:
+            paths = [await self._admitted(principal, self._s3.key or self._s3.param("prefix") or "")]
+        if self._s3.operation in _COPIES:
+            self._check_source(principal)
+        try:
+            upstream = await self._forwarding.forwarder.write(self._route, self._s3, length, source)
+        finally:
+            await self._tell(paths)
+        if upstream.status >= 300:
+            annotate(self._request, decision="refused", reason=f"the store answered {upstream.status}")
+        return self._resource.handed_on(upstream)
+
+    async def _admitted(self, principal: Principal, key: str) -> tuple[str, str]:
+        """The table and path of a key that may be written to. Raises S3Error."""
+        alias, path = self._located(self._s3.bucket, key)
+        annotate(self._request, table=alias)
+        self._resource.describe_key(key, principal, self._request)
+        writer = await admitted(self._services, principal, alias, self._request)
+        writer.location.object_key(path or "-")
+        return alias, path
+
+    def _located(self, bucket: str, key: str) -> tuple[str, str]:
+        found = self._forwarding.tables.locate(self._route, bucket, key)
+        if found is None:
+            annotate(self._request, decision="no_table")
+            raise AccessDenied
+        return found
+
+    def _check_source(self, principal: Principal) -> None:
+        source = copy_source(self._s3.headers)
+        if "+" in (self._s3.headers.get(COPY_SOURCE) or ""):
+            # Some stores take it for a space. SDKs encode it.
+            raise InvalidArgument("A plus in x-amz-copy-source must be encoded.")
+        alias, path = self._located(source.bucket, source.key)
+        opened = self._services.gate.open(principal, alias)
+        if not isinstance(opened, GrantedTable) or not opened.grant.is_everything:
+            annotate(self._request, decision="restricted_source", reason=f"the source is {source.key}")
+            raise AccessDenied
+        self._services.tables[alias].location.object_key(path)
+
+    async def _deleted(self, principal: Principal) -> tuple[list[tuple[str, str]], Source]:
+        """What is deleted, all of it or nothing: the document is signed, so no key can be left out of it."""
+        if self._request.body_length is None:
+            raise MissingContentLength
+        wire: list[bytes] = []
+        payload = payload_of(self._s3, self._request.body_length, None)
+        body, _ = await whole(self._request, payload, self._request.site.limits.body, wire)
+        write_xml.check_plain(body)
+        paths = [await self._admitted(principal, key) for key in write_xml.parse_delete(body).keys]
+        return paths, partial(_as_it_came, b"".join(wire))
+
+    async def _tell(self, paths: list[tuple[str, str]]) -> None:
+        if self._services.writing is not None:
+            for alias in {alias for alias, _ in paths}:
+                written = (path for each, path in paths if each == alias)
+                await self._services.writing.written(alias, *written)
+
+
+async def _as_it_comes(request: EdgeRequest, outgoing: Outgoing) -> None:
+    while data := await request.read_some(_PIECE):
+        await outgoing.write(data)
+
+
+async def _as_it_came(body: bytes, outgoing: Outgoing) -> None:
+    await outgoing.write(body)

@@ -1,0 +1,210 @@
+# mypy: allow-untyped-calls
+"""Forward mode for writes: decided by the policy, verified by the store, with the bytes as they came."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+import pytest
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from delta_proxy.access.identity import Principal
+from delta_proxy.access.keys import Secret
+from delta_proxy.access.policy import EVERYTHING, Reason, parse_filters
+from delta_proxy.access.principals import ConfiguredUser, Principals
+from delta_proxy.config import AuthMode, GetMode
+from delta_proxy.delta.gate import GrantedTable, Refused
+from delta_proxy.resources.forward import Forwarding
+from delta_proxy.resources.root import RootResource
+from delta_proxy.resources.server import S3Site
+from delta_proxy.resources.services import Anonymous, Services, Settings
+from delta_proxy.resources.writing import Writing
+from delta_proxy.s3.headers import Headers
+from delta_proxy.s3.request import S3Request
+from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD, Credentials, SigningKeys, canonical_query, sign
+from delta_proxy.upstream.forward import ForwardMap, Route
+from delta_proxy.upstream.stores import StoreConfig, TableLocation
+from tests.s3.wire import ADDRESSING, NOW, REGION, Pairs
+
+HOST = "store.test:9000"
+LOCATIONS = {
+    alias: TableLocation("lake", f"t/{alias}", StoreConfig(f"http://{HOST}")) for alias in ("a", "b")
+}
+USERS = [
+    ConfiguredUser("alice", "AKALICE", Secret("not the store's")),
+    ConfiguredUser("reader", "AKREADER", Secret("not the store's"), read_only=True),
+]
+
+
+class Accepted:
+    """An answer of the store."""
+
+    status = 200
+    headers = Headers((("etag", '"1"'), ("content-length", "0")))
+
+    def discard(self) -> None:
+        """Nothing to give up."""
+
+    async def send_body(self, consumer: Any) -> int:
+        return 0
+
+
+class Store:
+    """Remembers the writes that reach it, with the bytes of their bodies."""
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[S3Request, int | None, bytes]] = []
+
+    async def write(self, route: Route, s3: S3Request, length: int | None, source: Any) -> Accepted:
+        body = _Body()
+        if source is not None:
+            await source(body)
+        self.writes.append((s3, length, body.received))
+        return Accepted()
+
+
+class _Body:
+    def __init__(self) -> None:
+        self.received = b""
+
+    async def write(self, data: bytes) -> None:
+        self.received += data
+
+
+class GateOfA:
+    """Everybody has everything of `a`, a part of `b`."""
+
+    def open(self, principal: Principal, alias: str) -> GrantedTable | Refused:
+        if alias == "a":
+            return GrantedTable(alias, EVERYTHING)
+        return GrantedTable(alias, parse_filters([{"p": "x"}])) if alias == "b" else Refused(Reason.NO_GRANT)
+
+
+class Writer:
+    def __init__(self, location: TableLocation) -> None:
+        self.location = location
+
+
+class NoProbes:
+    async def check(self, writer: Any) -> None:
+        """Every store is trusted."""
+
+
+def ask(
+    store: Store,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    query: Pairs = (),
+    extra: Pairs = (),
+    key: str = "AKALICE",
+    read_only: bool = False,
+    chunked: bool = False,
+) -> tuple[int, list[str]]:
+    """The status of a signed request in absolute form, and the aliases that were told to have changed."""
+    told: list[str] = []
+    principals = Principals.of(USERS, {})
+    forwarding = Forwarding(
+        ForwardMap(LOCATIONS), cast(Any, store), principals, AuthMode.FORWARD, False, lambda: NOW, b"key"
+    )
+    writing = Writing(
+        cast(Any, {alias: Writer(location) for alias, location in LOCATIONS.items()}),
+        cast(Any, NoProbes()),
+        told.append,
+        cast(Any, maybeDeferred),
+    )
+    services = Services(
+        Settings(ADDRESSING, REGION, read_only, GetMode.PROXY, False, 300, ()),
+        Anonymous(),
+        cast(Any, GateOfA()),
+        cast(Any, {alias: Writer(location) for alias, location in LOCATIONS.items()}),
+        cast(Any, None),
+        forward=forwarding,
+        writing=writing,
+        partitions=lambda alias, path: (),
+    )
+    site = S3Site(RootResource(services), reactor=Clock())
+    credentials = Credentials(key, "s")
+    added = sign(method, HOST, path, query, extra, UNSIGNED_PAYLOAD, credentials, REGION, NOW, SigningKeys())
+    target = f"http://{HOST}{path}" + (f"?{canonical_query(query)}" if query else "")
+    framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(body)))
+    head = [f"{method} {target} HTTP/1.1", f"Host: {HOST}", f"{framing[0]}: {framing[1]}"]
+    head += [f"{name}: {value}" for name, value in (*extra, *added)]
+    transport = StringTransport()
+    channel: Any = site.buildProtocol(None)
+    channel.makeConnection(transport)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    channel.dataReceived("\r\n".join([*head, "", ""]).encode() + sent)
+    return int(transport.value().split()[1]), told
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_write_goes_to_the_store_as_it_came(chunked: bool) -> None:
+    store, body = Store(), os.urandom(300_000)
+    extra = (("x-amz-meta-colour", "blue"), ("if-none-match", "*"))
+    status, told = ask(store, "PUT", "/lake/t/a/_delta_log/1.json", body, extra=extra, chunked=chunked)
+    ((s3, length, received),) = store.writes
+    assert (status, received, length) == (200, body, None if chunked else len(body))
+    assert (s3.headers.get("x-amz-meta-colour"), s3.headers.get("if-none-match")) == ("blue", "*")
+    assert "Credential=AKALICE/" in (s3.headers.get("authorization") or "")
+    assert told == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"path": "/lake/t/b/x"}, 403),
+        ({"path": "/lake/t/c/x"}, 403),
+        ({"path": "/lake/x"}, 403),
+        ({"path": "/pond/t/a/x"}, 403),
+        ({"path": "/lake/t/a/../b/x"}, 404),
+        ({"path": "/lake/t/a/x", "key": "AKREADER"}, 403),
+        ({"path": "/lake/t/a/x", "read_only": True}, 405),
+        ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/lake/t/b/x"),)}, 403),
+        ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/pond/t/a/x"),)}, 403),
+        ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/lake/t/a/..%2Fb/x"),)}, 404),
+        ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/lake/t/a/x+y"),)}, 400),
+    ],
+)
+def test_what_may_not_be_written_never_reaches_the_store(options: dict[str, Any], status: int) -> None:
+    store = Store()
+    assert ask(store, "PUT", **options)[0] == status
+    assert store.writes == []
+
+
+def deletion(*keys: str) -> bytes:
+    return b"<Delete>%b</Delete>" % b"".join(b"<Object><Key>%b</Key></Object>" % key.encode() for key in keys)
+
+
+def test_keys_that_may_be_deleted_are_deleted_together() -> None:
+    store, body = Store(), deletion("t/a/x", "t/a/_delta_log/1.json")
+    assert ask(store, "POST", "/lake", body, query=(("delete", ""),)) == (200, ["a"])
+    assert store.writes[0][2] == body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        deletion("t/a/x", "t/b/x"),
+        deletion("t/a/x", "elsewhere"),
+        b"<Delete><Object><Key>t/a/x</Key><Key>t/b/x</Key></Object></Delete>",
+        b"<Delete><Object><Key>t/<!-- -->a/x</Key></Object></Delete>",
+        b"<Delete><Object><Key>t/a/x<b/>y</Key></Object></Delete>",
+        b"<Delete><Object><Key><![CDATA[t/a/x]]></Key></Object></Delete>",
+        b'<?xml version="1.0" encoding="latin-1"?>' + deletion("t/a/x"),
+    ],
+)
+def test_one_key_that_may_not_be_deleted_or_be_read_in_two_ways_refuses_all(body: bytes) -> None:
+    store = Store()
+    assert ask(store, "POST", "/lake", body, query=(("delete", ""),))[0] in {400, 403}
+    assert store.writes == []
+
+
+@pytest.mark.parametrize(("prefix", "status"), [("t/a/", 200), ("t/b/", 403), ("t/", 403), ("", 403)])
+def test_only_the_uploads_of_a_table_that_is_open_are_listed(prefix: str, status: int) -> None:
+    query = (("prefix", prefix), ("uploads", ""))
+    assert ask(Store(), "GET", "/lake", query=query)[0] == status
