@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,7 @@ settings.register_profile("shared-machine", _patient, derandomize=True)
 settings.register_profile("explore", _patient)
 settings.load_profile("shared-machine")
 
+_LONG = 25
 _SERVERS = pathlib.Path(__file__).parent / "integration"
 
 
@@ -28,3 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shares = _SERVERS in item.path.parents or "moto_store" in getattr(item, "fixturenames", ())
         if shares and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`, for the generated tests that a release is held to."""
+    parser.addoption("--long", action="store_true", help=f"{_LONG} times as many generated cases")
+
+
+@pytest.fixture(scope="session")
+def cases(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """How many cases a generated test runs, of the number that it runs by default."""
+    factor = _LONG if request.config.getoption("--long") else 1
+    return lambda number: number * factor

@@ -7,6 +7,7 @@ offset points (parquet-format, "File format": readers find everything by the foo
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -400,6 +401,9 @@ def _actions(batch: pa.RecordBatch, name: str) -> list[dict[str, Any]]:
 
 def _target_schema(source: pathlib.Path, file: pq.ParquetFile) -> pa.Schema:
     """The schema to write: no dictionaries, INT96 as microseconds in UTC, no metadata."""
+    columns = (file.schema.column(place) for place in range(len(file.schema)))
+    if not any(column.physical_type == "INT96" for column in columns):
+        return pa.schema([_plain_field(field, field) for field in file.schema_arrow])
     with pq.ParquetFile(source, coerce_int96_timestamp_unit="ns") as exact:
         pairs = zip(file.schema_arrow, exact.schema_arrow, strict=True)
         fields = [_plain_field(field, other) for field, other in pairs]
@@ -434,6 +438,7 @@ def _plain(kind: pa.DataType, exact: pa.DataType) -> pa.DataType:
     return kind if kind == exact else pa.timestamp("us", "UTC")
 
 
+@functools.lru_cache(maxsize=64)
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
     """The leaf columns worth a dictionary: all but those that hardly repeat."""
     sink = pa.BufferOutputStream()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote
 
 import deltalake
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from delta_proxy.access.partitions import PartitionTuple
@@ -20,9 +19,6 @@ from tests.memory import MemoryProxy
 from .tables import grant
 from .view.support import Model
 from .view.test_property import STEPS, VALUES, Step, write_log
-
-# A long run is VIEW_EXAMPLES=5000; a case takes about 0.2 s.
-EXAMPLES = int(os.environ.get("VIEW_EXAMPLES", "60"))
 
 
 def check(steps: Sequence[Step], granted: set[str | None], column: str) -> None:
@@ -49,8 +45,11 @@ def check(steps: Sequence[Step], granted: set[str | None], column: str) -> None:
 
 # Parts, so that they run in parallel.
 @pytest.mark.parametrize("part", range(2))
-def test_deltalake_reads_through_the_proxy_what_the_grant_leaves_of_a_table(part: int) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+def test_deltalake_reads_through_the_proxy_what_the_grant_leaves_of_a_table(
+    part: int, cases: Callable[[int], int]
+) -> None:
+    @seed(part)
+    @settings(max_examples=cases(15), deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(
         steps=st.lists(STEPS, min_size=1, max_size=6),
         granted=st.sets(st.sampled_from(VALUES)),
