@@ -403,7 +403,7 @@ class ProxyService(MultiService):
         return site
 
     def _finished(self, record: RequestRecord) -> None:
-        record_decision(record, utc_now())
+        record_decision(record, utc_now(), self._audit)
         note = record.note
         self.metrics.request_finished(
             note.operation,

@@ -390,10 +390,11 @@ class PermissionStore:
         granted_by: str,
         expires_at: datetime | None = None,
         note: str = "",
+        configured: bool = False,
     ) -> int:
         """Grant what `filters` (decoded JSON, as in allowedPartitions) describe; the number of the grant.
 
-        The principal must exist, or be an OIDC subject (`oidc:…`).
+        The principal must exist here, be `configured` (in the file), or be an OIDC subject (`oidc:…`).
         Raises PolicyError, NotFound, PermissionsError.
         """
         parse_filters(filters)
@@ -412,7 +413,8 @@ class PermissionStore:
             "created_at": self._now(),
         }
         with self._changing() as connection:
-            if kind is PrincipalKind.GROUP or not principal.startswith(PRINCIPAL_PREFIX):
+            subject = kind is PrincipalKind.USER and principal.startswith(PRINCIPAL_PREFIX)
+            if not configured and not subject:
                 _exists(connection, kind, principal)
             result = connection.execute(sa.insert(grants).values(row))
         inserted = result.inserted_primary_key

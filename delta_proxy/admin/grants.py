@@ -13,7 +13,7 @@ from delta_proxy.access.permissions import GrantInfo
 from delta_proxy.access.policy import Grant, check
 from delta_proxy.admin.desk import Desk, desk_command
 from delta_proxy.admin.filters import read_filters
-from delta_proxy.admin.people import parse_principal, principal_text
+from delta_proxy.admin.people import is_configured, parse_principal, principal_text
 from delta_proxy.admin.tables import Unreadable, explained, opened
 from delta_proxy.delta.index import TableIndex
 
@@ -57,7 +57,14 @@ def grant(
     if not no_check:
         _check_columns(desk, alias, granted)
     number = store.grant(
-        kind, name, alias, stored, granted_by=desk.surroundings.operator(), expires_at=ends, note=note
+        kind,
+        name,
+        alias,
+        stored,
+        granted_by=desk.surroundings.operator(),
+        expires_at=ends,
+        note=note,
+        configured=is_configured(desk.config, kind, name),
     )
     record = {"number": number, "principal": principal, "table": alias, "filters": stored, "expires_at": ends}
     until = "" if ends is None else f" until {ends.isoformat()}"

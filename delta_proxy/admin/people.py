@@ -81,6 +81,11 @@ def parse_principal(text: str) -> tuple[PrincipalKind, str]:
     raise click.ClickException(f'expected user:NAME, group:NAME or oidc:SUBJECT, found "{text}"')
 
 
+def is_configured(config: Config, kind: PrincipalKind, name: str) -> bool:
+    """Whether the configuration knows a user or group of this name."""
+    return name in (config.users if kind is PrincipalKind.USER else config.groups)
+
+
 def principal_text(kind: str, name: str) -> str:
     """A principal as `parse_principal` takes it."""
     return name if name.startswith(PRINCIPAL_PREFIX) else f"{kind}:{name}"

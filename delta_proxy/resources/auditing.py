@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from delta_proxy.access.audit import AuditRecord
-from delta_proxy.resources.server import RequestRecord
+from delta_proxy.access.audit import AuditLog, AuditRecord, AuditUnavailable, Place
+from delta_proxy.resources.server import REFUSED, RequestRecord
 
 _ALLOWED = "allowed"
 _NOBODY = "-"
 
 
-def record_decision(record: RequestRecord, now: datetime) -> None:
-    """Write the line, if the request has a place in the log; a request without a decision gives it back."""
+def record_decision(record: RequestRecord, now: datetime, audit: AuditLog | None) -> None:
+    """Write the line; a request without a decision gives its place in the log back.
+
+    What was refused before it had a place gets one now: a request that could not be understood. Where none is
+    free its line is lost, and nothing else: no such request is ever answered with anything but its error.
+    """
     place = record.note.place
+    if place is None and audit is not None and record.note.decision == REFUSED:
+        place = _free_place(audit)
     if place is None:
         return
     if record.note.decision:
         place.record(audit_record(record, now))
     else:
         place.release()
+
+
+def _free_place(audit: AuditLog) -> Place | None:
+    try:
+        return audit.reserve()
+    except AuditUnavailable:
+        return None
 
 
 def audit_record(record: RequestRecord, now: datetime) -> AuditRecord:

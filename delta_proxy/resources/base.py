@@ -18,7 +18,7 @@ from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.logs import redact_target
 from delta_proxy.resources.files import Plan, send_bytes, send_file
-from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.server import REFUSED, EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
 from delta_proxy.s3.request import S3Request, split_key
@@ -111,7 +111,7 @@ class S3Resource(Resource):
     def _note_refusal(self, request: EdgeRequest, error: S3Error) -> None:
         """What was answered by an error without a decision of the policy was refused for that error."""
         if not request.note.decision:
-            annotate(request, decision="refused", reason=error.code)
+            annotate(request, decision=REFUSED, reason=error.code)
 
     async def _authenticated_answer(self, request: EdgeRequest) -> AnyAnswer:
         """Who asks is settled before anything that exists is named."""
@@ -156,6 +156,8 @@ class ErrorResource(Resource):
 
     def render(self, request: EdgeRequest) -> int:
         """The error, as S3 words it."""
+        source = getattr(request.getClientAddress(), "host", "")
+        annotate(request, decision=REFUSED, reason=self._error.code, source=source)
         request.fail(self._error)
         return NOT_DONE_YET
 

@@ -19,7 +19,7 @@ import struct
 import termios
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -96,6 +96,10 @@ class EdgeLimits:
     linger_bytes: int = 64 * 1024 * 1024
 
 
+REFUSED: Final = "refused"
+"""The decision on a request that was answered by an error before the policy was asked."""
+
+
 @define
 class RequestNote:
     """What a resource found out about a request, for the access log, the metrics and the audit log.
@@ -138,6 +142,11 @@ class RequestRecord:
     request_id: str
     aborted: bool = False
     note: RequestNote = field(factory=RequestNote)
+
+
+def peer_host(transport: Any) -> str:
+    """The address of who is at the other end, "" where it has none."""
+    return str(getattr(transport.getPeer(), "host", ""))
 
 
 class _Phase(Enum):
@@ -321,6 +330,9 @@ class EdgeRequest(server.Request):
     def refuse(self, error: S3Error) -> None:
         """The channel has given up the request with this error: tell who waits for it."""
         self._refusal = error
+        if not self.note.decision:
+            self.note.decision, self.note.reason = REFUSED, error.code
+            self.note.source = self.note.source or peer_host(self.channel.transport)
         self.connectionLost(Failure(ConnectionAborted(str(error))))
 
     def connectionLost(self, reason: Failure) -> None:
@@ -740,7 +752,7 @@ class S3Channel(http.HTTPChannel):
             request.refuse(error)
         else:
             method, request_id = method_of(sent), new_request_id()
-            self.site.refused(error, method, request_id)
+            self.site.refused(error, method, request_id, peer_host(self.transport))
         self.transport.write(error_answer(error, request_id, self.site.date(), bodiless=method == b"HEAD"))
         self._close(linger=True)
 
@@ -828,7 +840,7 @@ class _Refusal(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if not self.transport.disconnecting:
             request_id = new_request_id()
-            self._site.refused(SlowDown(), method_of(data), request_id)
+            self._site.refused(SlowDown(), method_of(data), request_id, peer_host(self.transport))
             self.transport.write(error_answer(SlowDown(), request_id, self._site.date()))
             self.transport.loseConnection()
 
@@ -924,9 +936,11 @@ class S3Site(server.Site):
         self.in_flight -= 1
         self._tell(record)
 
-    def refused(self, error: S3Error, method: bytes, request_id: str) -> None:
-        """A request was refused before there was one."""
-        self._tell(RequestRecord(method.decode("latin-1") or "-", b"-", error.status, 0, 0, 0.0, request_id))
+    def refused(self, error: S3Error, method: bytes, request_id: str, source: str) -> None:
+        """A request was refused before there was one; `source` is the address it came from."""
+        note = RequestNote(decision=REFUSED, reason=error.code, source=source)
+        name = method.decode("latin-1") or "-"
+        self._tell(RequestRecord(name, b"-", error.status, 0, 0, 0.0, request_id, note=note))
 
     def _tell(self, record: RequestRecord) -> None:
         target, principal = redact_target(record.uri), record.note.principal or "-"

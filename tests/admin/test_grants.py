@@ -118,6 +118,18 @@ def test_a_grant_that_makes_no_sense_is_refused_in_one_line(
     assert alice.json("grants") == []
 
 
+def test_a_user_and_a_group_of_the_file_can_be_granted_to(cli: Cli) -> None:
+    cli.config |= {
+        "users": {"bob": {"accessKey": "AKBOB", "secretKey": "secret-of-bob", "groups": ["ops"]}},
+        "groups": {"ops": {}},
+    }
+    for principal in ("user:bob", "group:ops"):
+        cli.ok("grant", principal, "--table", "trades", LONDON, "--no-check")
+    assert [each["principal"] for each in cli.json("grants")] == ["user:bob", "group:ops"]
+    assert "no user ops" in cli.refused("grant", "user:ops", "--table", "trades", LONDON, "--no-check")
+    assert "no group bob" in cli.refused("grant", "group:bob", "--table", "trades", LONDON, "--no-check")
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 @threaded
 def test_filters_are_compared_with_the_tables_partition_columns(served: pathlib.Path, alice: Cli) -> None:

@@ -168,6 +168,13 @@ class Empty:
 
 def answer(wire: Wire, gate: object, audit: AuditLog | None = None, body: bytes = b"") -> bytes:
     """What the whole tree answers to a request."""
+    lines = [b"%b %b HTTP/1.1" % (wire.method, wire.target)]
+    lines += [b"%b: %b" % pair for pair in wire.headers]
+    return reply(b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", body]), gate, audit)
+
+
+def reply(sent: bytes, gate: object, audit: AuditLog | None = None) -> bytes:
+    """What the edge and the whole tree behind it answer to octets."""
     settings = Settings(ADDRESSING, REGION, True, GetMode.PROXY, False, 300, ())
     verifier = authenticator()
     services = Services(
@@ -182,14 +189,12 @@ def answer(wire: Wire, gate: object, audit: AuditLog | None = None, body: bytes 
     site = S3Site(
         RootResource(services),
         reactor=Clock(),
-        on_finished=lambda record: record_decision(record, NOW),
+        on_finished=lambda record: record_decision(record, NOW, audit),
     )
     transport = StringTransport()
     channel = site.buildProtocol(None)
     channel.makeConnection(transport)
-    lines = [b"%b %b HTTP/1.1" % (wire.method, wire.target)]
-    lines += [b"%b: %b" % pair for pair in wire.headers]
-    channel.dataReceived(b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", body]))
+    channel.dataReceived(sent)
     said: bytes = transport.value()
     return said
 
@@ -234,6 +239,39 @@ def test_every_decision_is_recorded(tmp_path: pathlib.Path) -> None:
     assert (lines[0]["table"], lines[0]["path"], lines[0]["grant"]) == ("open", "x=", NOTHING.fingerprint)
     assert [line["access_key"] for line in lines] == ["AKIDALICE", "AKIDALICE", "AKIDALICE", None]
     assert log.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason", "status"),
+    [
+        (b"GET /datalake/%zz HTTP/1.1\r\nHost: h\r\n\r\n", "InvalidURI", 400),
+        (b"GET /datalake/t/f?versions HTTP/1.1\r\nHost: h\r\n\r\n", "NotImplemented", 501),
+        (b"GET /datalake/t/f HTTP/1.1\r\nHost h\r\n\r\n", "InvalidRequest", 400),
+        (b"\x16\x03\x01\x00\x05 HTTP\r\n\r\n", "InvalidRequest", 400),
+        (
+            b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nno-size\r\n",
+            "InvalidRequest",
+            400,
+        ),
+    ],
+)
+def test_a_request_that_cannot_be_understood_is_recorded_as_refused(
+    tmp_path: pathlib.Path, sent: bytes, reason: str, status: int
+) -> None:
+    log = AuditLog(str(tmp_path / "audit"), report=print)
+    log.start()
+    said = reply(sent, Untouchable(), log)
+    log.close(timeout=30)
+    (line,) = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    assert (line["principal"], line["decision"], line["reason"]) == ("-", "denied", reason)
+    assert line["status"] == status == int(said.split()[1])
+    assert line["source"] == "192.168.1.1"
+    assert log.waiting == 0
+
+
+def test_a_refusal_that_cannot_be_recorded_is_a_refusal_all_the_same(tmp_path: pathlib.Path) -> None:
+    log = AuditLog(str(tmp_path / "audit"), report=print, capacity=0)
+    assert reply(b"nonsense\r\n\r\n", Untouchable(), log).startswith(b"HTTP/1.1 400 ")
 
 
 def test_what_cannot_be_recorded_is_refused(tmp_path: pathlib.Path) -> None:
