@@ -22,7 +22,7 @@ ProxyFor = Callable[..., Proxy]
 
 
 # What is broad rather than deep: the quick run sees it before one store, that which verifies if it is there.
-_BROAD = {"test_clients", "test_views"}
+_BROAD = {"test_clients", "test_uploads", "test_views", "test_writes"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
