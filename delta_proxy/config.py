@@ -231,8 +231,11 @@ class Sts:
     groups_claim: Annotated[str, _check_given] = "groups"
 
 
+LOOPBACK: Final = "127.0.0.1"
+
+
 def _default_interface(config: Config) -> str:
-    return "127.0.0.1" if config.tls is None and not config.verifies else ""
+    return LOOPBACK if config.tls is None and not config.verifies else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -260,6 +263,7 @@ class Config:
     log_view: LogView = LogView.FILTERED
     port: Port = 18080
     metrics_port: Port | None = None
+    metrics_interface: Annotated[str, _check_interface] = LOOPBACK
     bucket: Annotated[str, _check_bucket] = "datalake"
     domains: tuple[Annotated[str, _check_domain], ...] = ()
     tls: Tls | None = None

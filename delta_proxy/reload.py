@@ -21,6 +21,7 @@ NEED_A_RESTART: Final = (
     "port",
     "interface",
     "metrics_port",
+    "metrics_interface",
     "tls",
     "database_enabled",
     "database",

@@ -442,7 +442,9 @@ class ProxyService(MultiService):
                 content_type=CONTENT_TYPE,
                 status=self.status,
             )
-            TCPServer(config.metrics_port, operators, interface=config.interface).setServiceParent(self)
+            TCPServer(config.metrics_port, operators, interface=config.metrics_interface).setServiceParent(
+                self
+            )
 
     def readiness(self) -> Mapping[str, bool | str | Degraded]:
         """What /health/ready tells: whether requests are taken, and can be answered."""
@@ -591,11 +593,14 @@ def reopening(audit: AuditLog, before: Any) -> Callable[..., None]:
 
 
 _SHORT_SECRET = 16
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 def say_what_is_open(config: Config) -> None:
     """Tell the operator, at each start and reload, what is not protected."""
-    beyond = config.interface not in {"127.0.0.1", "::1"}
+    beyond = config.interface not in _LOOPBACK
+    if config.metrics_port is not None and config.metrics_interface not in _LOOPBACK:
+        _log.warn("metricsPort listens beyond loopback: whoever reaches it learns the names of the tables")
     if config.log_view is LogView.PASSTHROUGH:
         _log.warn(
             "logView is passthrough: the contents of _delta_log/ are not filtered; whoever may read any "

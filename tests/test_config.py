@@ -181,6 +181,11 @@ def test_with_tls_the_proxy_listens_everywhere(configure: Loader, tmp_path: path
     assert configure({"tls": tls, "interface": "127.0.0.1"}).interface == "127.0.0.1"
 
 
+def test_the_metrics_listen_on_loopback_wherever_clients_connect(configure: Loader) -> None:
+    assert configure({"interface": "0.0.0.0", "metricsPort": 18081}).metrics_interface == "127.0.0.1"
+    assert configure({"metricsPort": 18081, "metricsInterface": ""}).metrics_interface == ""
+
+
 def test_a_table_takes_from_storage_what_it_does_not_say(configure: Loader) -> None:
     storage = {
         "endpoint": "http://minio:9000/",
@@ -265,6 +270,7 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
             {"domains": ["a:80"]},
             'domains[0]: expected a host name in lower case without a port, found "a:80"',
         ),
+        ({"metricsInterface": "lo"}, 'metricsInterface: expected an IP address, or "" for all, found "lo"'),
         ({"interface": "localhost"}, 'interface: expected an IP address, or "" for all, found "localhost"'),
         ({"tls": {"certificate": "/nowhere"}}, 'tls: missing key "privateKey"'),
         (
@@ -523,7 +529,7 @@ KEYS = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3))
 def test_whatever_the_file_holds_it_loads_or_gets_its_line(file: pathlib.Path, extra: dict[str, Any]) -> None:
     file.write_text(json.dumps({**SMALLEST, **extra}))

@@ -97,7 +97,9 @@ class ParentService(MultiService):
                 content_type=CONTENT_TYPE,
                 status=self.status,
             )
-            TCPServer(config.metrics_port, operators, interface=config.interface).setServiceParent(self)
+            TCPServer(config.metrics_port, operators, interface=config.metrics_interface).setServiceParent(
+                self
+            )
 
     @property
     def config(self) -> Config:
