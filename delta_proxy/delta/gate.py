@@ -177,7 +177,8 @@ class Gate:
             log = await self._visible_log(table)
             if prefix.startswith(LOG_DIRECTORY):
                 return log
-            index = await self._cache.refreshed(table.alias)
+            # A listing costs the store one of its own in any case: no need to make it wait.
+            index = await self._cache.refreshed(table.alias, 0.0)
         except LogError as error:
             _log.error("table {alias}: {error}", alias=table.alias, error=str(error))
             raise RefusedView(Reason.UNREADABLE_LOG) from None

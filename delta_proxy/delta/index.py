@@ -273,12 +273,25 @@ class TableIndex:
         found = self.overlay.entries.get(path)
         return self.base.lookup(path) if found is None else found
 
+    def lookup_all(self, paths: Sequence[str]) -> dict[str, tuple[Entry, ...]]:
+        """What `lookup` says of each of these paths; those it says nothing about may be missing.
+
+        Quick where the paths lie close to each other, as those of a listing do.
+        """
+        found = self.base.lookup_all(paths)
+        if self.overlay.entries:
+            entries = self.overlay.entries
+            found.update((path, entries[path]) for path in paths if path in entries)
+        return found
+
     def allows(self, entries: tuple[Entry, ...], bits: Bits) -> bool:
         """Whether a path with these entries is granted when `bits` tells which tuples are visible.
 
         Every value the path ever had must be visible. A deletion vector file is granted when any of its
         vectors belongs to a data file that is.
         """
+        if len(entries) == 1 and entries[0].kind is not FileKind.DELETION_VECTOR:
+            return bool(bits[entries[0].tuple_id])
         own = [entry for entry in entries if entry.kind is not FileKind.DELETION_VECTOR]
         vectors = [entry for entry in entries if entry.kind is FileKind.DELETION_VECTOR]
         if not all(bits[entry.tuple_id] for entry in own):

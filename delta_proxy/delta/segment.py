@@ -32,6 +32,8 @@ RUN_BYTES: Final = 192 << 20
 _FIRST_LOOK: Final = 64
 # Every so manieth path of a batch is kept in memory once the batch is searched: half of the search is in C.
 _MARK_EVERY: Final = 256
+# So many rows passed over for each that is wanted are no slower than a search for each.
+_SPREAD: Final = 8
 
 
 _KINDS: Final = {kind.value: kind for kind in FileKind}
@@ -198,6 +200,22 @@ class Segment:
         while row < chunk.rows and chunk.paths.key(row) == key:
             row += 1
         return tuple(chunk.entry(found) for found in range(first, row))
+
+    def lookup_all(self, paths: Sequence[str]) -> dict[str, tuple[Entry, ...]]:
+        """What `lookup` says of each of these paths, without those it says nothing about."""
+        wanted = {path.encode("utf-8", "surrogatepass"): path for path in paths}
+        if not wanted:
+            return {}
+        first, end = self.bound(min(wanted)), self.bound(max(wanted), after=True)
+        if end - first > _SPREAD * len(wanted):
+            return {path: entries for path in wanted.values() if (entries := self.lookup(path))}
+        found: dict[str, tuple[Entry, ...]] = {}
+        for row in range(first, end):
+            chunk = self._chunk_of(row)
+            path = wanted.get(chunk.paths.key(row - chunk.start))
+            if path is not None:
+                found[path] = (*found.get(path, ()), chunk.entry(row - chunk.start))
+        return found
 
     def row_range(self, path: str) -> range:
         """The rows of a path."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -23,12 +23,8 @@ _BEHIND_LOG: Final = LOG_DIRECTORY + "\U0010ffff"
 class Visibility(Protocol):
     """What a principal may see of one table's paths (relative to the table root)."""
 
-    def shows(self, path: str) -> bool:
-        """Whether GET would serve this path."""
-        ...
-
-    def etag(self, path: str, etag: str) -> str:
-        """The quoted ETag that GET gives for a path, when the store's is `etag`."""
+    def served(self, listed: Sequence[ListedObject], unserved: frozenset[str]) -> Mapping[str, str]:
+        """The listed paths that GET would serve, save those of `unserved`, with the quoted ETags it gives."""
         ...
 
     async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
@@ -48,13 +44,9 @@ class Visibility(Protocol):
 class WholeTable:
     """An unrestricted principal sees the table as it is."""
 
-    def shows(self, path: str) -> bool:
-        """Every path is shown but those that no GET is for."""
-        return not leaves_root(path)
-
-    def etag(self, path: str, etag: str) -> str:
-        """The store's."""
-        return etag
+    def served(self, listed: Sequence[ListedObject], unserved: frozenset[str]) -> Mapping[str, str]:
+        """Every path but those that no GET is for."""
+        return {item.path: item.etag for item in listed if not leaves_root(item.path)}
 
     async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
         """None."""
@@ -83,6 +75,14 @@ class LogOfView:
     def etag(self, path: str, etag: str) -> str:
         """The ETag of the file in the view."""
         return derived_etag(etag, self.key)
+
+    def served(self, listed: Sequence[ListedObject], unserved: frozenset[str]) -> Mapping[str, str]:
+        """Those shown."""
+        return {
+            item.path: self.etag(item.path, item.etag)
+            for item in listed
+            if item.path not in unserved and self.shows(item.path)
+        }
 
     async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
         """Sidecars and hints that are none of the view."""
@@ -145,18 +145,21 @@ class GrantedPaths:
     mask: GrantMask
     log: LogOfView
 
-    def shows(self, path: str) -> bool:
-        """A log file of the view, or a path whose every partition value is granted."""
-        if path.startswith(LOG_DIRECTORY):
-            return self.log.shows(path)
-        return self.mask.allows(self.mask.index.lookup(path))
+    def served(self, listed: Sequence[ListedObject], unserved: frozenset[str]) -> Mapping[str, str]:
+        """Log files of the view, and the paths whose every partition value is granted.
 
-    def etag(self, path: str, etag: str) -> str:
-        """The store's, save for what is not shown as it is: log files and deletion vectors."""
-        if path.startswith(LOG_DIRECTORY):
-            return self.log.etag(path, etag)
-        shown = shown_regions(self.mask, self.mask.index.lookup(path))
-        return etag if shown is None else derived_etag(etag, vector_key(shown))
+        A deletion vector that is not shown as it is has an ETag of its own.
+        """
+        of_log = [item for item in listed if item.path.startswith(LOG_DIRECTORY)]
+        served = dict(self.log.served(of_log, unserved))
+        data = [item for item in listed if not item.path.startswith(LOG_DIRECTORY)]
+        said = self.mask.index.lookup_all([item.path for item in data])
+        for item in data:
+            entries = said.get(item.path, ())
+            if item.path not in unserved and self.mask.allows(entries):
+                shown = shown_regions(self.mask, entries)
+                served[item.path] = item.etag if shown is None else derived_etag(item.etag, vector_key(shown))
+        return served
 
     async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
         """Those of the log."""

@@ -7,17 +7,19 @@ entries than asked, never none while a visible one follows.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
 
 import attrs
+from twisted.internet.defer import Deferred
 
+from delta_proxy.delta.flight import both
 from delta_proxy.delta.views import RefusedView
 from delta_proxy.delta.visibility import Visibility
 from delta_proxy.s3.listing import ListQuery, delimited
 from delta_proxy.s3.xml import ListedKey, ListResult
-from delta_proxy.upstream.client import ListPage
+from delta_proxy.upstream.client import ListedObject, ListPage
 from delta_proxy.upstream.stores import leaves_root
 
 UPSTREAM_PAGE = 1000
@@ -59,13 +61,26 @@ async def list_page(tables: Sequence[ListedTable], query: ListQuery, after: str 
     """
     if query.max_keys == 0:
         return ListResult()
-    entries: list[Entry] = []
-    async with aclosing(_entries(tables, query, after)) as found:
-        async for entry in found:
-            if len(entries) == query.max_keys:
-                return _page(entries, truncated=True)
-            entries.append(entry)
-    return _page(entries, truncated=False)
+    # One more tells that the page is not the last.
+    found = _Found(query.max_keys + 1)
+    await _collect(tables, query, after, found)
+    truncated = found.full
+    return _page(found.entries[: query.max_keys], truncated=truncated)
+
+
+class _Found:
+    """The entries found so far, at most `limit` of them."""
+
+    __slots__ = ("entries", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.entries: list[Entry] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether no more are wanted."""
+        return len(self.entries) >= self.limit
 
 
 def name_of(entry: Entry) -> str:
@@ -79,22 +94,20 @@ def _page(entries: Sequence[Entry], *, truncated: bool) -> ListResult:
     return ListResult(keys, prefixes, truncated, name_of(entries[-1]) if truncated else "")
 
 
-async def _entries(
-    tables: Sequence[ListedTable], query: ListQuery, after: str | None
-) -> AsyncGenerator[Entry, None]:
+async def _collect(tables: Sequence[ListedTable], query: ListQuery, after: str | None, found: _Found) -> None:
     seen = ""
     for table in sorted(tables, key=lambda table: table.root):
+        if found.full:
+            return
         root = table.root
         if not (root.startswith(query.prefix) or query.prefix.startswith(root)):
             continue
         group = delimited(root, query.prefix, query.delimiter)
         if group is None:
-            async with aclosing(_table_entries(table, query, after)) as found:
-                async for entry in found:
-                    yield entry
+            await _collect_table(table, query, after, found)
         elif group != seen and _comes_after(group, after):
             seen = group
-            yield group
+            found.entries.append(group)
 
 
 def _comes_after(group: str, after: str | None) -> bool:
@@ -102,9 +115,7 @@ def _comes_after(group: str, after: str | None) -> bool:
     return after is None or group > after or (after.startswith(group) and after != group)
 
 
-async def _table_entries(
-    table: ListedTable, query: ListQuery, after: str | None
-) -> AsyncGenerator[Entry, None]:
+async def _collect_table(table: ListedTable, query: ListQuery, after: str | None, found: _Found) -> None:
     root = table.root
     if after is not None and after >= root + _LAST_CODE_POINT:
         return
@@ -112,78 +123,91 @@ async def _table_entries(
     # Nothing is shown below them, and a store over a file system would walk them out of the table.
     if leaves_root(prefix.rpartition("/")[0] + "/-"):
         return
+    within = after[len(root) :] if after is not None and after.startswith(root) else None
     try:
-        visibility = await table.visibility(prefix)
+        await _Scan.of(table, prefix, query.delimiter).collect(within, found)
     except RefusedView:
         if query.prefix.startswith(root):
             raise
         # A closed table holds nothing in a listing of several.
-        return
-    scan = _Scan(table.store, visibility, prefix, query.delimiter)
-    within = after[len(root) :] if after is not None and after.startswith(root) else None
-    async with aclosing(scan.entries(within)) as found:
-        async for entry in found:
-            yield _with_alias(root, entry)
-
-
-def _with_alias(root: str, entry: Entry) -> Entry:
-    return root + entry if isinstance(entry, str) else attrs.evolve(entry, key=root + entry.key)
 
 
 @attrs.frozen
 class _Scan:
-    """The visible entries of one table below a prefix, page after page of the store."""
+    """The visible entries of one table below a prefix, page after page of the store, named from `root` on."""
 
+    root: str
     store: Listable
-    visibility: Visibility
+    see: Callable[[], Coroutine[Deferred[Any], Any, Visibility]]
     prefix: str
     delimiter: str
 
-    async def entries(self, after: str | None) -> AsyncGenerator[Entry, None]:
-        """Visible entries after the entry `after`, with paths relative to the table root."""
-        start: str | None = self._beyond(after or "")
-        while start is not None:
-            page = await self.store.list(
-                self.prefix, delimiter=self.delimiter, start_after=start, max_keys=UPSTREAM_PAGE
-            )
-            merged, unserved = _merged(page), await self.visibility.unserved(page.objects)
-            shown = False
-            for entry in merged:
-                if name_of(entry) not in unserved and await self._due(entry, after):
-                    shown = True
-                    yield entry if isinstance(entry, str) else self._as_served(entry)
-            start = self._next_start(merged, shown=shown) if page.truncated else None
+    @classmethod
+    def of(cls, table: ListedTable, prefix: str, delimiter: str) -> _Scan:
+        """The listing of a table."""
 
-    def _as_served(self, entry: ListedKey) -> ListedKey:
+        async def see() -> Visibility:
+            return await table.visibility(prefix)
+
+        return cls(table.root, table.store, see, prefix, delimiter)
+
+    async def collect(self, after: str | None, found: _Found) -> None:
+        """Add the visible entries after the entry `after`, a path relative to the table root."""
+        start: str | None = self._beyond(after or "")
+        # What is visible is asked for beside the first page: each is a request to the store.
+        visibility, page = await both(self.see(), self._list(start or ""))
+        while start is not None:
+            merged = _merged(page)
+            served = visibility.served(page.objects, await visibility.unserved(page.objects))
+            before = len(found.entries)
+            for entry in merged:
+                if isinstance(entry, str):
+                    if _comes_after(entry, after) and await self._shows_below(visibility, entry):
+                        found.entries.append(self.root + entry)
+                elif entry.path in served and (after is None or entry.path > after):
+                    found.entries.append(self._key(entry, served[entry.path]))
+                if found.full:
+                    return
+            if not page.truncated:
+                return
+            start = self._next_start(visibility, merged, shown=len(found.entries) > before)
+            if start is not None:
+                page = await self._list(start)
+
+    async def _list(self, start: str) -> ListPage:
+        return await self.store.list(
+            self.prefix, delimiter=self.delimiter, start_after=start, max_keys=UPSTREAM_PAGE
+        )
+
+    def _key(self, item: ListedObject, etag: str) -> ListedKey:
         """With the ETag that GET gives."""
-        return attrs.evolve(entry, etag=self.visibility.etag(entry.key, entry.etag))
+        return ListedKey(self.root + item.path, item.size, etag, item.last_modified, item.storage_class)
 
     def _beyond(self, name: str) -> str:
         """The start-after that leaves an entry behind: the whole group where it is a common prefix."""
         group = delimited(name, self.prefix, self.delimiter) == name
         return name + _LAST_CODE_POINT if group else name
 
-    async def _due(self, entry: Entry, after: str | None) -> bool:
-        if isinstance(entry, str):
-            return _comes_after(entry, after) and await self._shows_below(entry)
-        return (after is None or entry.key > after) and self.visibility.shows(entry.key)
-
-    async def _shows_below(self, group: str) -> bool:
-        known = self.visibility.below(group)
+    async def _shows_below(self, visibility: Visibility, group: str) -> bool:
+        known = visibility.below(group)
         if known is not None:
             return known
-        below = _Scan(self.store, self.visibility, group, "")
-        async with aclosing(below.entries(None)) as found:
-            async for _ in found:
-                return True
-        return False
 
-    def _next_start(self, merged: Sequence[Entry], *, shown: bool) -> str | None:
+        async def see() -> Visibility:
+            return visibility
+
+        any_below = _Found(1)
+        await _Scan(self.root, self.store, see, group, "").collect(None, any_below)
+        return any_below.full
+
+    def _next_start(
+        self, visibility: Visibility, merged: Sequence[ListedObject | str], *, shown: bool
+    ) -> str | None:
         """Where the next page starts; one with nothing to show is followed by a jump to what may be shown."""
         if not merged:
             return None
-        last = name_of(merged[-1])
-        target = last if shown else self.visibility.next_after(last, self.prefix)
+        last = _path_of(merged[-1])
+        target = last if shown else visibility.next_after(last, self.prefix)
         return None if target is None else max(self._beyond(last), _just_before(target))
 
 
@@ -199,9 +223,14 @@ def _is_surrogate(code: int) -> bool:
     return 0xD800 <= code <= 0xDFFF
 
 
-def _merged(page: ListPage) -> list[Entry]:
-    keys: list[Entry] = [
-        ListedKey(item.path, item.size, item.etag, item.last_modified, item.storage_class)
-        for item in page.objects
-    ]
-    return sorted([*keys, *page.prefixes], key=name_of)
+def _merged(page: ListPage) -> Sequence[ListedObject | str]:
+    if not page.prefixes:
+        return sorted(page.objects, key=_path)
+    return sorted([*page.objects, *page.prefixes], key=_path_of)
+
+
+_path = attrgetter("path")
+
+
+def _path_of(entry: ListedObject | str) -> str:
+    return entry if isinstance(entry, str) else entry.path

@@ -27,6 +27,7 @@ _OWNER = "<Owner><ID>delta-s3-proxy</ID><DisplayName>delta-s3-proxy</DisplayName
 _ESCAPED = re.compile(r"[&<>\"\t\n\r]")
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_SPECIAL = re.compile('[\x00-\x1f&<>"\ud800-\udfff\ufffe\uffff]')
 
 
 class MalformedDocument(ValueError):
@@ -124,6 +125,8 @@ def list_objects_v2(result: ListResult, query: ListQuery, *, bucket: str) -> byt
 
 def escape(text: str) -> str:
     """Character data of XML 1.0. Raises InvalidArgument for characters it cannot carry."""
+    if not _SPECIAL.search(text):
+        return text
     if _ILLEGAL.search(text):
         raise InvalidArgument(
             "The answer holds a name that XML 1.0 cannot carry: ask with encoding-type=url.",
@@ -158,18 +161,16 @@ def parse_list_result(body: bytes) -> UpstreamPage:
     if local_name(root) != "ListBucketResult":
         raise MalformedDocument(f"a {local_name(root)[:100]} in place of a ListBucketResult")
     encoded = _text(root, "EncodingType") == "url"
-    children = list(root)
     truncated = _text(root, "IsTruncated") == "true"
     token = _text(root, "NextContinuationToken") or None
     if truncated and token is None:
         raise MalformedDocument("a truncated listing without a continuation token")
+    # The namespace is that of the root, or none: then the names are compared as they stand.
+    space = root.tag[: -len("ListBucketResult")]
+    contents, prefixes = f"{space}Contents", f"{space}CommonPrefixes"
     return UpstreamPage(
-        objects=tuple(_listed(child, encoded) for child in children if local_name(child) == "Contents"),
-        prefixes=tuple(
-            _decoded(_text(child, "Prefix"), encoded)
-            for child in children
-            if local_name(child) == "CommonPrefixes"
-        ),
+        objects=tuple(_listed(child, space, encoded) for child in root if child.tag == contents),
+        prefixes=tuple(_decoded(_text(child, "Prefix"), encoded) for child in root if child.tag == prefixes),
         truncated=truncated,
         next_token=token,
     )
@@ -221,15 +222,15 @@ def _contents(key: ListedKey, query: ListQuery, owner: str) -> str:
     )
 
 
-def _listed(contents: ElementTree.Element, encoded: bool) -> ListedKey:
-    fields = {local_name(child): child.text or "" for child in contents}
+def _listed(contents: ElementTree.Element, space: str, encoded: bool) -> ListedKey:
+    fields = {child.tag: child.text or "" for child in contents}
     try:
         return ListedKey(
-            key=_decoded(fields["Key"], encoded),
-            size=int(fields["Size"]),
-            etag=fields.get("ETag", ""),
-            last_modified=fields["LastModified"],
-            storage_class=fields.get("StorageClass") or "STANDARD",
+            _decoded(fields[f"{space}Key"], encoded),
+            int(fields[f"{space}Size"]),
+            fields.get(f"{space}ETag", ""),
+            fields[f"{space}LastModified"],
+            fields.get(f"{space}StorageClass") or "STANDARD",
         )
     except (KeyError, ValueError) as error:
         raise MalformedDocument(f"an object in the listing: {error!r}") from None

@@ -241,20 +241,23 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         ("isinstance(decide(grant, partition, now), Allowed)", "True"),
     ),
     "listing: what is not shown is not listed": (
-        "resources.listing",
-        (" and self.visibility.shows(entry.key)", ""),
+        "delta.visibility",
+        ("item.path not in unserved and self.mask.allows(entries)", "item.path not in unserved"),
     ),
     "listing: what is not served is not listed": (
-        "resources.listing",
-        ("name_of(entry) not in unserved and ", ""),
+        "delta.visibility",
+        ("item.path not in unserved and self.shows(item.path)", "self.shows(item.path)"),
     ),
     "listing: a common prefix with nothing below is not listed": (
         "resources.listing",
-        ("_comes_after(entry, after) and await self._shows_below(entry)", "_comes_after(entry, after)"),
+        (
+            "_comes_after(entry, after) and await self._shows_below(visibility, entry)",
+            "_comes_after(entry, after)",
+        ),
     ),
     "listing: keys have the ETag that GET gives": (
-        "resources.listing",
-        ("attrs.evolve(entry, etag=self.visibility.etag(entry.key, entry.etag))", "entry"),
+        "delta.visibility",
+        ("item.path: self.etag(item.path, item.etag)", "item.path: item.etag"),
     ),
 }
 

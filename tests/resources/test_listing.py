@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 import pytest
@@ -48,11 +48,8 @@ class Granted:
     paths: frozenset[str]
     certain: bool = True
 
-    def shows(self, path: str) -> bool:
-        return path in self.paths
-
-    def etag(self, path: str, etag: str) -> str:
-        return etag
+    def served(self, listed: Sequence[ListedObject], unserved: frozenset[str]) -> Mapping[str, str]:
+        return {item.path: item.etag for item in listed if item.path in self.paths - unserved}
 
     async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
         return frozenset()
