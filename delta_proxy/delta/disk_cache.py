@@ -14,8 +14,9 @@ import os
 import re
 import secrets
 import socket
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -142,6 +143,7 @@ class DiskCache:
         self._locks = BuildLocks(directory, defer_to_pool, clock)
         self._rescan_seconds = rescan_seconds
         self._table = _Table()
+        self._pins: Counter[str] = Counter()
         self._flights: dict[str, Flight[CachedFile]] = {}
         self._evicting: Flight[None] | None = None
         self._leaving: frozenset[str] = frozenset()
@@ -199,15 +201,29 @@ class DiskCache:
     async def open(self, key: str, make: Make, *, kind: str) -> OpenFile:
         """The file of a key as `get` has it, opened in the pool; the caller closes it there.
 
-        A file that another process evicted in between is made again. Raises what `get` raises.
+        This process does not evict it in between, however little fits; one that another process evicted is
+        made again. Raises what `get` raises.
         """
-        for _ in range(_OPEN_TRIES):
-            cached = await self.get(key, make, kind=kind)
-            try:
-                return await open_file(cached.path, self._defer_to_pool)
-            except FileNotFoundError:
-                self._table.drop(cached.path.name)
+        with self._pinned(file_name(key)):
+            for _ in range(_OPEN_TRIES):
+                cached = await self.get(key, make, kind=kind)
+                try:
+                    return await open_file(cached.path, self._defer_to_pool)
+                except FileNotFoundError:
+                    self._table.drop(cached.path.name)
         raise FileNotFoundError(errno.ENOENT, "evicted again and again", str(cached.path))
+
+    @contextmanager
+    def _pinned(self, name: str) -> Iterator[None]:
+        """A file is not evicted before whoever asked for it has it open."""
+        self._pins[name] += 1
+        try:
+            yield
+        finally:
+            self._pins[name] -= 1
+            if not self._pins[name]:
+                del self._pins[name]
+                self._keep_the_bound()
 
     def _path(self, name: str) -> Path:
         return self._directory / name[:2] / name
@@ -266,14 +282,14 @@ class DiskCache:
     def _keep_the_bound(self) -> None:
         if self._written_since_scan > self._limit // _RESCAN_SHARE:
             self._scan_flight().wait().addErrback(_unexpected)
-        if self._evicting is None and self._table.total > self._limit:
+        if self._evicting is None and self._table.exceeds(self._limit, self._pins):
             flight = Flight(self._evict())
             self._evicting = None if flight.landed else flight
             flight.wait().addErrback(_unexpected)
 
     async def _evict(self) -> None:
         try:
-            while victims := self._table.take_oldest(self._limit):
+            while victims := self._table.take_oldest(self._limit, self._pins):
                 self._leaving = frozenset(victims)
                 await self._defer_to_pool(_remove, tuple(self._path(name) for name in victims))
         finally:
@@ -337,13 +353,28 @@ class _Table:
         if entry is not None:
             self.total -= entry.size
 
-    def take_oldest(self, limit: int) -> list[str]:
-        """Drop the least recently used until the rest, or the last alone, is within the limit."""
+    def exceeds(self, limit: int, pinned: Container[str]) -> bool:
+        """Whether there is anything that `take_oldest` would drop."""
+        return self.total > limit and next(self._evictable(pinned), None) is not None
+
+    def take_oldest(self, limit: int, pinned: Container[str]) -> list[str]:
+        """Drop the least recently used that are not pinned until the rest, or the last, is within the
+        limit.
+        """
         victims: list[str] = []
-        while self.total > limit and len(self._entries) > 1:
-            victims.append(next(iter(self._entries)))
-            self.drop(victims[-1])
+        left = self.total
+        for name in self._evictable(pinned):
+            if left <= limit:
+                break
+            victims.append(name)
+            left -= self._entries[name].size
+        for name in victims:
+            self.drop(name)
         return victims
+
+    def _evictable(self, pinned: Container[str]) -> Iterator[str]:
+        last = next(reversed(self._entries), None)
+        return (name for name in self._entries if name != last and name not in pinned)
 
     def begin_scan(self, leaving: frozenset[str]) -> None:
         """A scan begins, while the files of these names are being removed."""

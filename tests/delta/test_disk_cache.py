@@ -307,6 +307,22 @@ def test_an_open_file_stays_readable_when_it_is_evicted(directory: Path) -> None
     opened.close()
 
 
+def test_files_that_fit_only_one_at_a_time_are_all_opened_by_those_who_ask_at_once(directory: Path) -> None:
+    rig = Rig(directory, limit=1)
+    rig.pool.held = True
+    opening = [
+        start(rig.cache.open(key, rig.maker(key, key.encode()), kind="view"))
+        for key in map("key-{}".format, range(20))
+    ]
+    rig.pool.finish()
+    opened = [result_of(each) for each in opening]
+    assert [file.read_at(0, 10) for file in opened] == [f"key-{number}".encode() for number in range(20)]
+    assert len(rig.made) == 20
+    assert rig.cache.files == 1
+    for file in opened:
+        file.close()
+
+
 def test_a_file_that_another_process_evicted_is_made_again_when_opened(directory: Path) -> None:
     rig = Rig(directory)
     rig.get("k", b"hello")

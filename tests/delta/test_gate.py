@@ -165,6 +165,27 @@ def test_a_view_is_made_once_and_found_again_after_a_restart(tmp_path: pathlib.P
     )
 
 
+@pytest.mark.parametrize("disk_bytes", [1, 20_000])
+def test_a_view_for_which_there_is_no_room_is_served_all_the_same(
+    tmp_path: pathlib.Path, disk_bytes: int
+) -> None:
+    answers = []
+    for folder, room in (("ample", 1 << 30), ("tiny", disk_bytes)):
+        made = MemoryProxy(tmp_path / folder, {"t": GREEN}, disk_bytes=room, memory_bytes=1)
+        for path, body in leaky_table().items():
+            made.store.put(f"t/{path}", body)
+        served = [made.get(f"t/{path}") for path in leaky_table() for _ in range(2)]
+        answers.append(
+            [
+                (answer.status, answer.headers.get("etag"), answer.body)
+                for answer in served
+                if answer.status == 200
+            ]
+        )
+    assert len(answers[0]) > 20
+    assert answers[0] == answers[1]
+
+
 def test_a_table_in_the_place_of_another_is_seen_at_once(small: MemoryProxy) -> None:
     small.get(COMMIT)
     small.clock.advance(1)
