@@ -56,7 +56,9 @@ class WritableStore(FakeStore):
             Operation.LIST_PARTS: self._parts,
             Operation.LIST_MULTIPART_UPLOADS: self._list_uploads,
         }.get(asked.operation)
-        return super()._answer(asked, request) if handler is None else handler(asked, request)
+        if handler is None or asked.bucket != self.bucket:
+            return super()._answer(asked, request)
+        return handler(asked, request)
 
     def _body(self, asked: S3Request, request: Request) -> bytes:
         assert request.content is not None

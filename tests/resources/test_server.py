@@ -939,3 +939,100 @@ def _no_failure_in_the_global_log() -> Iterator[None]:
     yield
     globalLogPublisher.removeObserver(watch)
     assert failures == []
+
+
+PUT = b"PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n%b\r\n"
+
+
+def test_a_body_is_handed_on_piece_by_piece_and_the_client_is_held_back_between() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(PUT % (300_000, b"") + b"a" * 10)
+    request = bench.page.requests[0]
+    assert (request.body_length, result_of(request.read_some())) == (300_000, b"a" * 10)
+    waiting = request.read_some(100)
+    client.send(b"b" * 60)
+    assert not waiting.called
+    client.send(b"c" * 60)
+    assert result_of(waiting) == b"b" * 60 + b"c" * 60
+    assert client.transport.producerState == "paused"
+    waiting = request.read_some(1)
+    assert client.transport.producerState == "producing"
+    client.send(b"d" * (300_000 - 130))
+    assert len(result_of(waiting)) == 300_000 - 130
+    assert result_of(request.read_some()) == b""
+
+
+def test_what_nobody_asks_for_is_not_read_on() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(PUT % (10_000_000, b"") + b"a" * 65_536)
+    assert client.transport.producerState == "producing"
+    client.send(b"a")
+    assert client.transport.producerState == "paused"
+    assert len(result_of(bench.page.requests[0].read_some())) == 65_537
+
+
+def test_a_client_that_waits_is_told_to_go_on_once_when_the_body_is_asked_for() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(PUT % (20, b"Expect: 100-continue\r\n"))
+    assert client.received == b""
+    waiting = bench.page.requests[0].read_some()
+    assert client.received == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.send(b"a" * 10)
+    assert result_of(waiting) == b"a" * 10
+    waiting = bench.page.requests[0].read_some()
+    client.send(b"a" * 10)
+    assert result_of(waiting) == b"a" * 10
+    assert client.received == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_a_client_that_stops_in_the_middle_of_a_body_is_answered_with_a_time_out() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(PUT % (20, b""))
+    first = bench.page.requests[0].read_some()
+    bench.clock.advance(LIMITS.body_seconds - 1)
+    client.send(b"a" * 10)
+    assert result_of(first) == b"a" * 10
+    # While nobody asks, it is not the client that is slow.
+    bench.clock.advance(10 * LIMITS.body_seconds)
+    assert client.received == b""
+    waiting = bench.page.requests[0].read_some()
+    bench.clock.advance(LIMITS.body_seconds + 1)
+    assert parse(client.received).code == "RequestTimeout"
+    with pytest.raises(Exception, match="RequestTimeout"):
+        result_of(waiting)
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_body_ends_the_reading() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(PUT % (20, b"") + b"a")
+    request = bench.page.requests[0]
+    assert result_of(request.read_some()) == b"a"
+    waiting = request.read_some()
+    client.leave()
+    with pytest.raises(ConnectionDone):
+        result_of(waiting)
+
+
+def test_a_chunked_body_is_handed_on_too_and_breaks_off_where_it_is_malformed() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(b"PUT /b/k HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    request = bench.page.requests[0]
+    assert (request.body_length, result_of(request.read_some())) == (None, b"abc")
+    waiting = request.read_some()
+    client.send(b"nonsense\r\n")
+    assert parse(client.received).status == 400
+    with pytest.raises(Exception, match="malformed"):
+        result_of(waiting)
+
+
+def test_a_body_without_a_length_and_no_body_are_told_apart() -> None:
+    bench = Bench(later)
+    for fields, length in ((b"", None), (b"Content-Length: 0\r\n", 0)):
+        bench.connect().send(b"PUT /b/k HTTP/1.1\r\nHost: h\r\n%b\r\n" % fields)
+        assert bench.page.requests[-1].body_length == length

@@ -473,3 +473,12 @@ def test_what_was_received_is_in_the_record(proxy: MemoryProxy) -> None:
     answer = put(proxy, "t/x", b"x" * LARGE)
     assert (answer.record.bytes_received, answer.decision) == (LARGE, "allowed")
     assert (answer.record.note.operation, answer.record.note.table) == ("PutObject", "t")
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_an_upload_that_stalls_is_given_up_and_stores_nothing(proxy: MemoryProxy, size: int) -> None:
+    with pytest.raises(AssertionError, match="is not answered"):
+        put(proxy, "t/x", b"x" * (size - 1), {"Content-Length": str(size)})
+    proxy.clock.advance(61)
+    assert (proxy.records[-1].status, objects(proxy)) == (400, {})
+    assert proxy.records[-1].bytes_received == size - 1
