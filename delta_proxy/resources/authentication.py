@@ -15,7 +15,6 @@ from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.access.permission_feed import Unavailable
 from delta_proxy.access.principals import Known, Principals
 from delta_proxy.access.sts import SessionTokens, is_session_key
-from delta_proxy.resources.base import annotate
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.errors import AccessDenied, InvalidAccessKeyId, InvalidToken, ServiceUnavailable
@@ -62,7 +61,7 @@ class SigV4Authenticator:
         found = presented(s3)
         if found is None:
             raise AccessDenied
-        annotate(request, auth=_kind(found).value, access_key=found.access_key)
+        request.note.auth, request.note.access_key = _kind(found).value, found.access_key
         return found
 
     def _verified(

@@ -5,6 +5,8 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 import attrs
@@ -17,7 +19,7 @@ from delta_proxy.access.identity import Principal
 from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.logs import redact_target
-from delta_proxy.resources.files import Plan, send_bytes, send_file
+from delta_proxy.resources.files import AT_ONCE, Plan, send_bytes, send_file
 from delta_proxy.resources.server import REFUSED, EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
@@ -73,8 +75,9 @@ class S3Resource(Resource):
 
     def render(self, request: EdgeRequest) -> int:
         """Start the answer; a client that goes away cancels it."""
-        work = Deferred.fromCoroutine(self._serve(request))
-        request.notifyFinish().addErrback(lambda _: work.cancel())
+        work = started(self._serve(request))
+        if work is not None:
+            request.notifyFinish().addErrback(lambda _: work.cancel())
         return NOT_DONE_YET
 
     async def answer(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
@@ -99,13 +102,13 @@ class S3Resource(Resource):
 
     async def _decided_answer(self, request: EdgeRequest) -> AnyAnswer:
         """The answer of a request that has its place in the audit log, and its decision in the note."""
-        client = request.getClientAddress()
-        annotate(request, operation=self.s3.operation.value, source=getattr(client, "host", ""))
+        note = request.note
+        note.operation, note.source = self.s3.operation.value, getattr(request.client, "host", "")
         if self.services.audit is not None:
-            annotate(request, place=self.services.audit.reserve())
+            note.place = self.services.audit.reserve()
         answer = await self._authenticated_answer(request)
-        if not request.note.decision:
-            annotate(request, decision="allowed")
+        if not note.decision:
+            note.decision = "allowed"
         return answer
 
     def _note_refusal(self, request: EdgeRequest, error: S3Error) -> None:
@@ -116,7 +119,7 @@ class S3Resource(Resource):
     async def _authenticated_answer(self, request: EdgeRequest) -> AnyAnswer:
         """Who asks is settled before anything that exists is named."""
         principal = await self.services.authenticator.authenticate(self.s3, request)
-        annotate(request, principal=principal.id)
+        request.note.principal = principal.id
         try:
             return await self._answer_to(principal, request)
         finally:
@@ -162,25 +165,62 @@ class ErrorResource(Resource):
         return NOT_DONE_YET
 
 
+def started(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None] | None:
+    """Run a coroutine until it waits; None when it ended without waiting, as most do."""
+    try:
+        waiting = work.send(None)
+    except StopIteration:
+        return None
+    return Deferred.fromCoroutine(_rest(work, waiting))
+
+
+def _rest(
+    work: Coroutine[Deferred[Any], Any, None], waiting: Deferred[Any]
+) -> Generator[Deferred[Any], Any, None]:
+    """What remains of a coroutine that waits for a Deferred."""
+    while True:
+        go_on: Callable[[], Deferred[Any]] = partial(work.send, None)
+        try:
+            yield waiting
+        except GeneratorExit:
+            work.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - it belongs to the coroutine
+            go_on = partial(work.throw, error)
+        try:
+            waiting = go_on()
+        except StopIteration:
+            return
+
+
 async def send(request: EdgeRequest, answer: AnyAnswer) -> None:
     """Write an answer; returns when its last byte is written."""
-    head = answer.plan if isinstance(answer, Stored) else answer
-    request.setResponseCode(head.status)
-    for name, value in head.headers:
-        request.responseHeaders.addRawHeader(name.encode("ascii"), value.encode("latin-1"))
+    if isinstance(answer, Answer):
+        length = ("content-length", str(len(answer.body)))
+        request.answer_whole(answer.status, (*answer.headers, length), answer.body)
+        return
     if isinstance(answer, Stored):
         await _send_stored(request, answer)
         return
-    if isinstance(answer, Answer):
-        request.answer(answer.body)
-        return
+    _begin(request, answer.status, answer.headers)
     await answer.upstream.send_body(request)
     request.finish()
 
 
+def _begin(request: EdgeRequest, status: int, fields: Fields) -> None:
+    request.setResponseCode(status)
+    for name, value in fields:
+        request.responseHeaders.addRawHeader(name.encode("ascii"), value.encode("latin-1"))
+
+
 async def _send_stored(request: EdgeRequest, answer: Stored) -> None:
     """The planned bytes of a local copy, from memory or read in the thread pool."""
-    first, length = answer.plan.first, 0 if request.method == b"HEAD" else answer.plan.length
+    planned, content = answer.plan, answer.content
+    first, length = planned.first, 0 if request.method == b"HEAD" else planned.length
+    if isinstance(content, bytes) and planned.length <= AT_ONCE:
+        request.answer_whole(planned.status, planned.headers, content[first : first + planned.length])
+        return
+    _begin(request, planned.status, planned.headers)
     if isinstance(answer.content, bytes):
         await send_bytes(request, answer.content, first, length)
     else:

@@ -27,7 +27,8 @@ DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
 """What S3 says of an object that was put without a content type."""
 
 _BLOCK: Final = 256 * 1024
-_AT_ONCE: Final = 64 * 1024
+AT_ONCE: Final = 64 * 1024
+"""Bytes that are written without asking whether the client takes them."""
 
 _OVERRIDES: Final = {
     "response-cache-control": "cache-control",
@@ -157,7 +158,7 @@ async def send_bytes(consumer: IConsumer, data: bytes, first: int, length: int) 
     Up to 64 KiB at once, more in blocks with back-pressure. Raises as `send_file` does.
     """
     view = memoryview(data)[first : first + length]
-    if len(view) == length and length <= _AT_ONCE:
+    if len(view) == length and length <= AT_ONCE:
         if length:
             consumer.write(bytes(view))
         return length

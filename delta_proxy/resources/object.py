@@ -62,7 +62,7 @@ class ObjectResource(S3Resource):
         if self.s3.operation not in {Operation.GET_OBJECT, Operation.HEAD_OBJECT}:
             raise NotImplementedByProxy()
         alias, path = split_key(self.s3.key)
-        annotate(request, table=alias)
+        request.note.table = alias
         table = self._table(principal, alias, request)
         if path is None:
             raise NoSuchKey(fields={"Key": self.s3.key})
@@ -71,7 +71,7 @@ class ObjectResource(S3Resource):
         rule = self._rule() if self._may_redirect(served) else None
         if rule is not None and rule.follows and not self._brings_our_token(principal, rule):
             return await self._redirect(client, path, rule)
-        annotate(request, proxied=True)
+        request.note.proxied = True
         viewed = await self._viewed(table, served, path, request)
         return await self._stream(client, path) if viewed is None else self._stored(viewed)
 
@@ -83,7 +83,7 @@ class ObjectResource(S3Resource):
 
     def _admitted(self, verdict: Verdict, request: EdgeRequest) -> Served:
         if isinstance(verdict, Served):
-            annotate(request, decision="allowed")
+            request.note.decision = "allowed"
             return verdict
         raise self._refusal(verdict, request)
 

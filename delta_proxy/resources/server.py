@@ -34,6 +34,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.error import UnsupportedMethod
@@ -43,6 +44,7 @@ from zope.interface import implementer
 
 from delta_proxy.access.audit import Place
 from delta_proxy.logs import READY, redact_target
+from delta_proxy.resources.answer_head import answer_head
 from delta_proxy.resources.head import (
     HeadLimits,
     RequestHead,
@@ -71,6 +73,7 @@ _NO_BODY_CODES = http.NO_BODY_CODES
 _write = http.Request.write
 _HELD_BODY_BYTES = 64 * 1024
 _NO_HEADERS = s3_headers.Headers()
+_CLOSING = (("connection", "close"),)
 
 
 @frozen
@@ -174,10 +177,18 @@ class EdgeRequest(server.Request):
     channel: S3Channel
     site: S3Site
     code: int
+    queued = False
 
     def __init__(self, channel: S3Channel, *args: object, **keywords: object) -> None:
+        # Not twisted.web's own: most of what that makes is not used.
+        Componentized.__init__(self)
+        self.channel = channel
+        self.transport = channel.transport
+        self.client = channel.peer
+        self.notifications = []
+        self.cookies = []
         self._request_headers: Headers | None = None
-        super().__init__(channel, parsePOSTFormSubmission=False)
+        self._response_headers: Headers | None = None
         self.headers = _NO_HEADERS
         self._head: RequestHead | None = None
         self.request_id = new_request_id()
@@ -213,6 +224,25 @@ class EdgeRequest(server.Request):
     def requestHeaders(self, headers: Headers) -> None:
         self._request_headers = headers
 
+    @property
+    def responseHeaders(self) -> Headers:
+        """The header fields of the answer, with those that all answers have; built when first asked for."""
+        if self._response_headers is None:
+            headers = self._response_headers = Headers()
+            headers.setRawHeaders(b"x-amz-request-id", [self.request_id.encode("ascii")])
+            headers.setRawHeaders(b"Server", [SERVER])
+            headers.setRawHeaders(b"Date", [self.channel.site.date()])
+        return self._response_headers
+
+    @responseHeaders.setter
+    def responseHeaders(self, headers: Headers) -> None:
+        self._response_headers = headers
+
+    @property
+    def host(self) -> IAddress:
+        """Where the client's connection arrived."""
+        return cast(IAddress, self.channel.getHost())
+
     def begin(self, head: RequestHead, now: float) -> None:
         """Take over the head; called by the channel before anything else."""
         self.method, self.uri, self.clientproto = head.method, head.target, head.version
@@ -227,10 +257,6 @@ class EdgeRequest(server.Request):
     def process(self) -> None:
         """Let the resource answer. A fault of the resource is logged and answered with InternalError."""
         site = self.site = self.channel.site
-        headers = self.responseHeaders
-        headers.setRawHeaders(b"x-amz-request-id", [self.request_id.encode("ascii")])
-        headers.setRawHeaders(b"Server", [SERVER])
-        headers.setRawHeaders(b"Date", [site.date()])
         self.prepath = []
         self.postpath = [] if getattr(site.resource, "isLeaf", False) else self.path[1:].split(b"/")
         if site.prepare is not None:
@@ -267,6 +293,27 @@ class EdgeRequest(server.Request):
         self.setHeader(b"Content-Length", b"%d" % len(body))
         self.write(body)
         self.finish()
+
+    def answer_whole(self, status: int, fields: Iterable[tuple[str, str]], body: bytes) -> None:
+        """Answer with everything at once; `fields` must hold the Content-Length. HEAD gets no body."""
+        if self._disconnected or self.startedWriting:
+            return
+        if self._response_headers is not None or status in _NO_BODY_CODES:
+            self.setResponseCode(status)
+            for name, value in fields:
+                self.responseHeaders.addRawHeader(name.encode("ascii"), value.encode("latin-1"))
+            self.write(body)
+            self.finish()
+            return
+        channel, bodiless = self.channel, self.method == b"HEAD"
+        closing = _CLOSING if channel.closes_after_answer() else ()
+        standing = f"X-Amz-Request-Id: {self.request_id}\r\n{self.site.standing_fields()}"
+        head = answer_head(self.clientproto, status, standing, (*closing, *fields))
+        self.code, self.startedWriting, self.finished = status, 1, 1
+        self.sentLength = 0 if bodiless else len(body)
+        channel.send_at_once(head if bodiless else head + body)
+        self.site.finished(self.record(aborted=False))
+        self._cleanup()
 
     def fail(self, error: S3Error, *, resource: str | None = None) -> None:
         """Answer with an error in S3's XML.
@@ -515,6 +562,7 @@ class S3Channel(http.HTTPChannel):
 
     def __init__(self) -> None:
         super().__init__()
+        self.peer: IAddress | None = None
         self._phase = _Phase.IDLE
         self._deadline: float | None = None
         self._timer: IDelayedCall | None = None
@@ -531,6 +579,7 @@ class S3Channel(http.HTTPChannel):
         """A client has connected."""
         self.MAX_LENGTH = self.site.limits.head.size
         super().connectionMade()
+        self.peer = self.transport.getPeer()
         self.site.channels.add(self)
         self._arm(self.site.limits.idle_seconds)
 
@@ -666,6 +715,20 @@ class S3Channel(http.HTTPChannel):
 
     def writeConnectionLost(self) -> None:
         """The last byte of a lingering connection has been sent."""
+
+    def send_at_once(self, data: bytes) -> None:
+        """Write, to the socket itself where nothing waits before it: a call of the system instead of four."""
+        plain = plain_socket(self.transport)
+        if plain is not None and not self._waitingForTransport and _holds_nothing(self.transport):
+            try:
+                sent = plain.send(data)
+            except OSError:
+                # Whatever it is, the transport will find it too.
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.transport.write(data)
 
     def pause_reading(self) -> None:
         """Take nothing more from the client for now."""
@@ -895,6 +958,7 @@ class S3Site(server.Site):
         self._log = self._log if log is None else log
         self._waiting: list[Deferred[bool]] = []
         self._date = (-1, b"")
+        self._standing = (-1, "")
 
     def seconds(self) -> float:
         """The time by the injected reactor."""
@@ -906,6 +970,14 @@ class S3Site(server.Site):
         if self._date[0] != second:
             self._date = (second, http.datetimeToString(second))
         return self._date[1]
+
+    def standing_fields(self) -> str:
+        """The lines of the fields that every answer of this second has."""
+        second = int(self.reactor.seconds())
+        if self._standing[0] != second:
+            text = f"Server: {SERVER.decode('ascii')}\r\nDate: {self.date().decode('ascii')}\r\n"
+            self._standing = (second, text)
+        return self._standing[1]
 
     def acceptableProtocols(self) -> list[bytes]:
         """What TLS may negotiate: the strict channel speaks HTTP/1 alone."""
@@ -1029,6 +1101,11 @@ def output_marker(transport: Any) -> object:
     except (OSError, AttributeError):
         return held
     return (*held, struct.unpack("i", queued)[0])
+
+
+def _holds_nothing(transport: Any) -> bool:
+    """Whether what was written to a TCP transport has gone to its socket, and more may."""
+    return not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting)
 
 
 def _document(error: S3Error, resource: str, request_id: str) -> bytes:
