@@ -176,8 +176,7 @@ class MetadataCache:
 
         No entries: as of the start of this call the log says nothing about the path.
         """
-        table = self._table(alias)
-        index = table.fresh or await table.current()
+        index = await self._table(alias).current()
         for look_again in (self.refreshed, self.complete):
             if entries := index.lookup(path):
                 return index, entries
@@ -239,11 +238,6 @@ class _Table:
         if index is None:
             return None
         return IndexState(index.version, index.rows, self._right_at, index.complete, self._build_seconds)
-
-    @property
-    def fresh(self) -> TableIndex | None:
-        """The index, if there is one that was looked after in time."""
-        return self._index if self._clock.seconds() - self._right_at < self._ttl else None
 
     async def current(self) -> TableIndex:
         """The index, advanced in the background when it is old; at twice that age it decides nothing more."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import uuid
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -149,6 +150,9 @@ def deletion_vector_path(storage: str, value: str, root: TableRoot) -> str | Non
 class LogKind(Enum):
     """The kinds of files below `_delta_log/`."""
 
+    # Enum hashes its name anew each time; members are equal only to themselves.
+    __hash__ = object.__hash__
+
     COMMIT = "commit"
     CHECKPOINT = "checkpoint"
     CHECKPOINT_PART = "checkpoint part"
@@ -203,6 +207,7 @@ _VERSIONED: Final = (
 _NAMES: Final = tuple((kind, re.compile(pattern, re.ASCII)) for kind, pattern in _VERSIONED)
 
 
+@lru_cache(maxsize=4096)
 def classify_log_name(name: str) -> LogFile:
     """What a file of the log is, by its name relative to `_delta_log/`. A name of no known form is OTHER."""
     for kind, pattern in _NAMES:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -122,6 +122,7 @@ def _translated(table: TableViews, path: str) -> Iterator[None]:
         raise RefusedView(Reason.UNREADABLE_LOG) from None
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def derived_etag(etag: str, view: str) -> str:
     """The ETag of a viewed file: never of the form of an MD5, which SDKs would hold the body against."""
     text = f"{REWRITER_VERSION}\n{etag}\n{view}"

@@ -36,11 +36,12 @@ class WriteMarks:
 
     def __init__(self, directory: Path) -> None:
         self._directory = private_directory(directory / "writes")
+        self._files: dict[str, str] = {}
 
     def of(self, identity: str) -> int:
         """The mark of a table now; 0 for one that was never written to."""
         try:
-            return os.stat(self._file(identity)).st_mtime_ns
+            return os.stat(self._files.get(identity) or self._file(identity)).st_mtime_ns
         except FileNotFoundError:
             return 0
 
@@ -53,4 +54,7 @@ class WriteMarks:
         os.utime(file, ns=(moment, moment))
 
     def _file(self, identity: str) -> str:
-        return f"{self._directory}/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+        file = f"{self._directory}/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+        # As many as there are tables.
+        self._files[identity] = file
+        return file

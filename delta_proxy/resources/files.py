@@ -6,7 +6,9 @@ Sources: "GetObject" and "HeadObject" in the Amazon S3 API reference; RFC 9110, 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Final, Protocol
 
 import attrs
@@ -82,12 +84,17 @@ def plan(
         "last-modified": last_modified,
         **_overriding(overrides),
     }
-    check(headers, etag, parsedate_to_datetime(last_modified))
+    check(headers, etag, _moment(last_modified))
     span = _span(headers, size, etag, last_modified, part_number)
     if span is None:
         return Plan(200, (*fields.items(), ("content-length", str(size))), 0, size)
     part = {"content-length": str(span.length), "content-range": span.content_range(size)}
     return Plan(206, (*fields.items(), *part.items()), span.first, span.length)
+
+
+@lru_cache(maxsize=1024)
+def _moment(last_modified: str) -> datetime:
+    return parsedate_to_datetime(last_modified)
 
 
 def _span(

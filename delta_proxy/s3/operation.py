@@ -19,6 +19,9 @@ from delta_proxy.s3.headers import Headers
 class Operation(Enum):
     """An operation, by S3's own name."""
 
+    # Enum hashes its name anew each time; members are equal only to themselves.
+    __hash__ = object.__hash__
+
     LIST_BUCKETS = "ListBuckets"
     HEAD_BUCKET = "HeadBucket"
     GET_BUCKET_LOCATION = "GetBucketLocation"
@@ -63,6 +66,8 @@ _WRITES = frozenset(
 
 
 class _Level(Enum):
+    __hash__ = object.__hash__
+
     SERVICE = auto()
     BUCKET = auto()
     OBJECT = auto()

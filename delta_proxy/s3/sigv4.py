@@ -220,8 +220,8 @@ def presign(  # noqa: PLR0917
     scope = f"{timestamp[:8]}/{region}/s3/{TERMINATOR}"
     block, names = canonical_headers([("host", host), *_signable(headers)])
     encoded = _presigned_query(credentials.access_key, credentials.session_token, scope, timestamp, expires)
-    encoded = f"{encoded}&X-Amz-SignedHeaders={quote(names)}"
-    more = canonical_query(query)
+    encoded = f"{encoded}&X-Amz-SignedHeaders={_quoted_names(names)}"
+    more = canonical_query(query) if query else ""
     if more:
         # "X-Amz-" parameters are sorted among the others, which may have any name.
         encoded = "&".join(sorted([*encoded.split("&"), *more.split("&")], key=_parameter))
@@ -244,6 +244,11 @@ def _presigned_query(
     if session_token is not None:
         pairs.append(("X-Amz-Security-Token", session_token))
     return canonical_query(pairs)
+
+
+@lru_cache(maxsize=_SCOPES)
+def _quoted_names(names: str) -> str:
+    return quote(names)
 
 
 def _parameter(encoded: str) -> tuple[str, str]:

@@ -67,6 +67,7 @@ _PRESIGN_NAMES = (
 _PRESIGNED = frozenset({"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"})
 # Parsed scopes and lists of signed headers are remembered: clients repeat theirs with every request.
 _SCOPES = 256
+_SIGNATURE = "Signature="
 _SIGV2_QUERY = frozenset({"AWSAccessKeyId", "Signature"})
 _SIGV2_MESSAGE = (
     "The authorization mechanism you have provided is not supported. "
@@ -174,12 +175,20 @@ def _from_header(authorization: str, headers: Headers) -> Presented:
         raise InvalidRequest(_SIGV2_MESSAGE)
     if scheme != ALGORITHM:
         raise InvalidArgument("Unsupported Authorization Type", fields={"ArgumentName": "Authorization"})
-    parts = _authorization_parts(rest)
+    # All but the signature is the same in every request of a client for a day.
+    claim, _, provided = rest.partition(_SIGNATURE)
+    if not provided or "," in provided or _SIGNATURE in provided:
+        parts = _authorization_parts(rest)
+        claim, provided = (
+            f"Credential={parts['Credential']},SignedHeaders={parts['SignedHeaders']},",
+            parts["Signature"],
+        )
+    credential, names = _claim(claim)
     timestamp = headers.get("x-amz-date")
     moment = None if timestamp is None else _moment(timestamp)
     if timestamp is None or moment is None:
         raise AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
-    access_key, date, region, service = _credential(parts["Credential"], AuthorizationHeaderMalformed)
+    access_key, date, region, service = _credential(credential, AuthorizationHeaderMalformed)
     return Presented(
         access_key=access_key,
         date=date,
@@ -187,8 +196,8 @@ def _from_header(authorization: str, headers: Headers) -> Presented:
         service=service,
         timestamp=timestamp,
         moment=moment,
-        signed_headers=_signed_headers(parts["SignedHeaders"], AuthorizationHeaderMalformed),
-        signature=parts["Signature"],
+        signed_headers=_signed_headers(names, AuthorizationHeaderMalformed),
+        signature=provided,
         payload_hash=_payload_name(headers.get("x-amz-content-sha256")),
         session_token=headers.get("x-amz-security-token"),
     )
@@ -230,6 +239,13 @@ def _from_query(request: S3Request) -> Presented:
         expires=_expires(expires),
         session_token=query.get("X-Amz-Security-Token", request.headers.get("x-amz-security-token")),
     )
+
+
+@lru_cache(maxsize=_SCOPES)
+def _claim(text: str) -> tuple[str, str]:
+    """The Credential and the SignedHeaders of an Authorization header up to its signature."""
+    parts = _authorization_parts(f"{text}{_SIGNATURE}_")
+    return parts["Credential"], parts["SignedHeaders"]
 
 
 def _authorization_parts(text: str) -> dict[str, str]:
@@ -392,12 +408,13 @@ def _canonical(request: S3Request, presented: Presented, payload: str) -> str:
 
 def _canonical_line(request: S3Request, name: str) -> str:
     """The line of a signed header, "" for one that was not sent; `host` is what the request is for."""
-    if name == "host":
-        return f"host:{canonical_value(request.host)}\n"
-    values = request.headers.all(name)
-    if not values:
+    value = request.host if name == "host" else request.headers.get(name)
+    if value is None:
         return ""
-    return f"{name}:{','.join([canonical_value(_wire_text(value)) for value in values])}\n"
+    if request.headers.repeats and name != "host":
+        values = [canonical_value(_wire_text(each)) for each in request.headers.all(name)]
+        return f"{name}:{','.join(values)}\n"
+    return f"{name}:{canonical_value(_wire_text(value))}\n"
 
 
 def _wire_text(value: str) -> str:
