@@ -35,16 +35,13 @@ from delta_proxy.access.snapshot import utc_now
 from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load, parse, read
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
-from delta_proxy.delta.catalog import LogCatalog
 from delta_proxy.delta.commit_probe import CommitProbes
 from delta_proxy.delta.directory import UnusableDirectory, private_directory
-from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
+from delta_proxy.delta.disk_cache import DiskCache
 from delta_proxy.delta.gate import Gate
-from delta_proxy.delta.masks import GrantMasks
-from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.source import TableSource
-from delta_proxy.delta.views import LogViews, TableViews
+from delta_proxy.delta.views import TableViews
 from delta_proxy.delta.write_marks import WriteMarks
 from delta_proxy.identity import Identity
 from delta_proxy.metrics import CONTENT_TYPE, Metrics, Moment
@@ -64,10 +61,9 @@ from delta_proxy.upstream.agent import make_agent, make_pool, make_reads
 from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION
-from delta_proxy.upstream.retry import Timeouts
 from delta_proxy.upstream.splice import Splicing
-from delta_proxy.upstream.stores import TableLocation
 from delta_proxy.upstream.writer import TableWriter
+from delta_proxy.wiring import make_gate, make_tables, make_timeouts
 from delta_proxy.workers.child import AdoptedPort, WorkerEnd
 from delta_proxy.workers.parent import ParentService, Setting, log_arguments, stop_once
 
@@ -164,7 +160,7 @@ class ProxyService(MultiService):
         self._pool = ThreadPool(1, config.limits.threads, name=_NAME)
         self._connections = make_pool(reactor, connections=config.limits.upstream_connections)
         self._reads = make_reads(
-            reactor, connections=config.limits.upstream_connections, timeouts=_timeouts(config)
+            reactor, connections=config.limits.upstream_connections, timeouts=make_timeouts(config)
         )
         least = config.limits.splice_bytes
         self._splicing = Splicing(reactor, least=least) if least else None
@@ -269,7 +265,7 @@ class ProxyService(MultiService):
         return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
 
     def _make_upstream(self) -> Upstream:
-        limits, timeouts = self._config.limits, _timeouts(self._config)
+        limits, timeouts = self._config.limits, make_timeouts(self._config)
         return Upstream(
             make_agent(self._reactor, self._connections, timeouts=timeouts),
             self._reactor,
@@ -283,19 +279,7 @@ class ProxyService(MultiService):
         )
 
     def _make_tables(self, config: Config) -> Mapping[str, TableViews]:
-        return {
-            alias: TableViews(
-                _identity(location),
-                TableRoot(location.bucket, location.prefix),
-                self._upstream.table(location, self._chain(location.store.profile)),
-                LogCatalog(
-                    self._reactor,
-                    config.cache.metadata_ttl_seconds,
-                    partial(self._marks.of, _identity(location)),
-                ),
-            )
-            for alias, location in config.table_mapping.items()
-        }
+        return make_tables(config, self._upstream, self._chain, self._reactor, self._marks.of)
 
     def _chain(self, profile: str | None) -> BotocoreCredentials:
         if profile not in self._chains:
@@ -330,18 +314,15 @@ class ProxyService(MultiService):
         }
 
     def _make_gate(self, config: Config, tables: Mapping[str, TableViews]) -> Gate:
-        masks = GrantMasks()
-        views = LogViews(
+        return make_gate(
+            config,
             tables,
             cache=self.cache,
             disk=self.disk,
-            memory=MemoryCache(config.cache.memory_bytes),
-            masks=masks,
+            memory_bytes=config.cache.memory_bytes,
             defer_to_pool=self._defer_to_pool,
             now=utc_now,
         )
-        filtered = config.log_view is LogView.FILTERED
-        return Gate(config.policy, self.cache, views, masks, utc_now, filtered=filtered)
 
     def _services(self, config: Config, tables: Mapping[str, TableViews]) -> Services:
         asking = self._identity.asking(config)
@@ -514,15 +495,6 @@ def give_up(reactor: Any, problem: str) -> None:
     stop_once(reactor)
 
 
-def _timeouts(config: Config) -> Timeouts:
-    limits = config.limits
-    return Timeouts(
-        connect=limits.upstream_connect_timeout_seconds,
-        first_byte=limits.upstream_idle_timeout_seconds,
-        idle=limits.upstream_idle_timeout_seconds,
-    )
-
-
 class UpstreamMetrics:
     """Hands what happens towards the stores to the metrics."""
 
@@ -617,11 +589,6 @@ def say_what_is_open(config: Config) -> None:
     for name, user in config.users.items():
         if len(user.secret_key.value) < _SHORT_SECRET:
             _log.warn("the secret of {user} is short: it can be guessed from one request", user=name)
-
-
-def _identity(location: TableLocation) -> str:
-    """What tells a table from every other: the store and the place in it."""
-    return f"{location.store.endpoint or 'aws'} {location.uri}"
 
 
 def _spare_collections() -> None:

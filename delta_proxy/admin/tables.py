@@ -21,25 +21,20 @@ from zope.interface import implementer
 
 from delta_proxy.access.policy import Grant
 from delta_proxy.admin.errors import one_line, words
-from delta_proxy.config import Config, LogView
+from delta_proxy.config import Config
 from delta_proxy.delta.cache import MetadataCache
-from delta_proxy.delta.catalog import LogCatalog
-from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
-from delta_proxy.delta.gate import Gate
+from delta_proxy.delta.disk_cache import DiskCache
 from delta_proxy.delta.index import FileKind, TableIndex
 from delta_proxy.delta.masks import GrantMasks
-from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.segment import Bits
 from delta_proxy.delta.source import TableSource
-from delta_proxy.delta.views import LogViews, TableViews
 from delta_proxy.upstream.agent import make_agent, make_pool
 from delta_proxy.upstream.client import TableClient, Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials
-from delta_proxy.upstream.retry import Timeouts
+from delta_proxy.wiring import make_gate, make_tables, make_timeouts
 
 T = TypeVar("T")
 _THREADS = 4
-_CATALOG_SECONDS = 120
 
 
 class Unreadable(Exception):
@@ -97,36 +92,23 @@ class Tables:
         directory: pathlib.Path,
         now: Callable[[], datetime],
     ) -> None:
-        profiles = {location.store.profile for location in config.table_mapping.values()}
-        chains = {profile: BotocoreCredentials(profile, defer_to_pool, reactor) for profile in profiles}
-        self.clients: dict[str, TableClient] = {
-            alias: upstream.table(location, chains[location.store.profile])
-            for alias, location in config.table_mapping.items()
+        chains = {
+            location.store.profile: BotocoreCredentials(location.store.profile, defer_to_pool, reactor)
+            for location in config.table_mapping.values()
         }
-        sources = {
-            alias: TableSource(
-                client.location.uri, TableRoot(client.location.bucket, client.location.prefix), client
-            )
-            for alias, client in self.clients.items()
-        }
+        views = make_tables(config, upstream, chains.__getitem__, reactor, lambda _: 0)
+        self.clients: dict[str, TableClient] = {alias: view.store for alias, view in views.items()}
+        sources = {alias: TableSource(view.identity, view.root, view.store) for alias, view in views.items()}
         self.cache = MetadataCache(sources, clock=reactor, defer_to_pool=defer_to_pool, directory=directory)
-        masks = GrantMasks()
-        views = LogViews(
-            {
-                alias: TableViews(
-                    source.identity, source.root, self.clients[alias], LogCatalog(reactor, _CATALOG_SECONDS)
-                )
-                for alias, source in sources.items()
-            },
+        self.gate = make_gate(
+            config,
+            views,
             cache=self.cache,
             disk=DiskCache(directory, limit_bytes=0, defer_to_pool=defer_to_pool, clock=reactor),
-            memory=MemoryCache(0),
-            masks=masks,
+            memory_bytes=0,
             defer_to_pool=defer_to_pool,
             now=now,
         )
-        filtered = config.log_view is LogView.FILTERED
-        self.gate = Gate(config.policy, self.cache, views, masks, now, filtered=filtered)
 
     async def index(self, alias: str) -> TableIndex:
         """The index of a table, its history read too. Raises Unreadable."""
@@ -145,12 +127,7 @@ async def opened(config: Config, reactor: Any, now: Callable[[], datetime]) -> A
     def defer_to_pool(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
         return deferToThreadPool(reactor, pool, function, *args, **kwargs)
 
-    limits = config.limits
-    timeouts = Timeouts(
-        connect=limits.upstream_connect_timeout_seconds,
-        first_byte=limits.upstream_idle_timeout_seconds,
-        idle=limits.upstream_idle_timeout_seconds,
-    )
+    timeouts = make_timeouts(config)
     upstream = Upstream(
         make_agent(reactor, connections, timeouts=timeouts),
         reactor,

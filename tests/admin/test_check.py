@@ -103,7 +103,7 @@ def test_a_table_with_an_unknown_feature_is_a_problem_only_where_a_part_is_grant
 @threaded
 def test_a_row_that_cannot_be_used_is_a_problem(trades: Cli) -> None:
     trades.ok("grant", "user:alice", "--table", "trades", "[{}]", "--no-check")
-    with contextlib.closing(sqlite3.connect(trades.folder / "permissions.db")) as shell:
+    with contextlib.closing(sqlite3.connect(trades.folder / "migrated.db")) as shell:
         shell.execute("UPDATE grants SET partition_filters = 'x'")
         shell.commit()
     assert problems(trades) == ["grant 1: the partition filters are not JSON; it grants nothing"]
@@ -111,7 +111,7 @@ def test_a_row_that_cannot_be_used_is_a_problem(trades: Cli) -> None:
 
 @threaded
 def test_a_database_without_its_schema_is_a_problem_beside_the_tables(trades: Cli) -> None:
-    (trades.folder / "permissions.db").unlink()
+    (trades.folder / "migrated.db").unlink()
     (problem,) = problems(trades)
     assert problem.endswith("run the command migrate")
 
