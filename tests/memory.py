@@ -148,7 +148,7 @@ class MemoryProxy:
         self.disk = DiskCache(
             folder, limit_bytes=disk_bytes, defer_to_pool=pool, clock=self.clock, observer=Misses(self.made)
         )
-        masks = parts.masks()
+        self.masks = masks = parts.masks()
         self.views = views = parts.log_views(
             {
                 alias: TableViews(

@@ -15,6 +15,10 @@ from .tables import PROTOCOL, Line, add, grant, metadata
 
 COMMIT = f"t/_delta_log/{0:020d}.json"
 GREEN = grant({"p": "green"})
+UNCOMPARABLE = metadata("p")
+UNCOMPARABLE["metaData"]["schemaString"] = UNCOMPARABLE["metaData"]["schemaString"].replace(
+    "string", "interval"
+)
 
 
 def put(made: MemoryProxy, version: int, *lines: Line, alias: str = "t") -> None:
@@ -88,6 +92,7 @@ def test_head_get_list_ranges_and_conditions_tell_of_one_object(leaky: MemoryPro
         ({"protocol": {"minReaderVersion": 3, "readerFeatures": ["unheard-of"]}}, "unknown_feature"),
         (metadata("q"), "not_a_partition_column"),
         (metadata(), "not_a_partition_column"),
+        (UNCOMPARABLE, "unknown_type"),
     ],
 )
 def test_a_table_that_cannot_be_judged_is_refused_with_the_reason(
@@ -122,6 +127,19 @@ def test_a_denied_file_stays_denied_when_it_is_added_again_as_granted(small: Mem
     put(small, 1, add("b", p="green"))
     assert small.get("t/b").status == 403
     assert b'"b"' not in small.get(f"t/_delta_log/{1:020d}.json").body
+
+
+def test_an_escaped_path_is_the_key_that_it_decodes_to(small: MemoryProxy) -> None:
+    put(small, 1, add("p=green/x%20y", p="green"), add("p=red/x%20y", p="red"), add("b", p="green"))
+    put(small, 2, add("p=red/x%20y", p="green"))
+    for key in ("t/p=green/x y", "t/p=red/x y"):
+        small.store.put(key, b"x")
+    assert small.get("t/p=green/x y").status == 200
+    assert small.get("t/p=red/x y").status == 403
+    assert b"p=green/x%20y" in small.get(f"t/_delta_log/{1:020d}.json").body
+    assert b"x%20y" not in small.get(f"t/_delta_log/{2:020d}.json").body
+    assert "t/p=green/x y" in small.list("t/p=")
+    assert "t/p=red/x y" not in small.list("t/p=")
 
 
 def test_a_view_forgets_a_file_that_a_later_version_takes_back_and_changes_its_etag(

@@ -1,0 +1,117 @@
+"""What a listing shows of a table: what GET would serve, and nothing that tells of more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from delta_proxy.delta.masks import GrantMasks
+from delta_proxy.delta.views import derived_etag
+from delta_proxy.delta.visibility import ClosedLog, GrantedPaths, LogOfView, OpenLog, Visibility, WholeTable
+from delta_proxy.upstream.client import ListedObject
+from tests.helpers import result_of
+
+from .tables import NOW, PROTOCOL, add, grant, index_of, metadata, remove
+
+COMMIT = f"_delta_log/{0:020d}.json"
+HINT = "_delta_log/_last_checkpoint"
+NOTHING: frozenset[str] = frozenset()
+
+
+async def hint_is_wrong(_: Sequence[ListedObject]) -> frozenset[str]:
+    return frozenset({HINT})
+
+
+LOG = LogOfView("key", hint_is_wrong)
+
+
+def listed(*paths: str) -> list[ListedObject]:
+    return [ListedObject(path, 1, f'"{path}"', "2026-11-22T10:00:00.000Z", "STANDARD") for path in paths]
+
+
+@pytest.fixture
+def granted(tmp_path: Path) -> GrantedPaths:
+    """Green files live and removed, red ones, and a deletion vector file with a vector of each."""
+
+    def vector(offset: int) -> dict[str, object]:
+        return {"storageType": "p", "pathOrInlineDv": "s3://bucket/some/table/dv.bin", "offset": offset}
+
+    index = index_of(
+        tmp_path,
+        [
+            PROTOCOL,
+            metadata("p"),
+            add("g/live", {**vector(1), "sizeInBytes": 5}, p="green"),
+            add("g2/gone", p="green"),
+            add("r/live", {**vector(11), "sizeInBytes": 5}, p="red"),
+        ],
+        [remove("g2/gone", p="green")],
+    )
+    return GrantedPaths(GrantMasks().of(index, grant({"p": "green"}), NOW), LOG)
+
+
+def test_an_unrestricted_principal_sees_every_path_that_has_a_get(granted: GrantedPaths) -> None:
+    table = WholeTable()
+    assert table.served(listed("a", COMMIT, "../b"), NOTHING) == {"a": '"a"', COMMIT: f'"{COMMIT}"'}
+    assert result_of(table.unserved(listed("a"))) == NOTHING
+    assert (table.below("a/"), table.below("../"), table.next_after("a", "")) == (True, None, "a")
+
+
+def test_granted_data_is_listed_and_nothing_else(granted: GrantedPaths) -> None:
+    shown = granted.served(listed("g/live", "g2/gone", "r/live", "stray"), NOTHING)
+    assert shown == {"g/live": '"g/live"', "g2/gone": '"g2/gone"'}
+
+
+def test_what_get_does_not_show_as_it_is_has_an_etag_of_its_own(granted: GrantedPaths) -> None:
+    shown = granted.served(listed("dv.bin", COMMIT), NOTHING)
+    assert shown.keys() == {"dv.bin", COMMIT}
+    assert shown["dv.bin"] != '"dv.bin"'
+    assert shown[COMMIT] == derived_etag(f'"{COMMIT}"', "key")
+
+
+def test_of_the_log_only_the_files_of_the_view_are_listed() -> None:
+    hidden = f"_delta_log/{0:020d}.crc"
+    assert LOG.served(listed(COMMIT, hidden, HINT, "data"), NOTHING).keys() == {COMMIT, HINT}
+
+
+def test_what_get_does_not_serve_is_not_listed(granted: GrantedPaths) -> None:
+    page = listed(HINT, COMMIT)
+    for view in (LOG, granted):
+        assert view.served(page, result_of(view.unserved(page))).keys() == {COMMIT}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "below"),
+    [
+        ("g/", True),
+        ("g2/", None),
+        ("r/", False),
+        ("x/", False),
+        ("_delta_log/", True),
+        ("_delta_log/x/", None),
+    ],
+)
+def test_a_common_prefix_of_nothing_granted_is_not_shown(
+    granted: GrantedPaths, prefix: str, below: bool | None
+) -> None:
+    assert granted.below(prefix) is below
+
+
+def test_a_page_goes_on_at_the_next_path_that_may_be_shown(granted: GrantedPaths) -> None:
+    assert granted.next_after("", "") == "_delta_log/"
+    assert granted.next_after(f"{COMMIT}", "") == "_delta_log/"
+    assert granted.next_after("_delta_log0", "") == "dv.bin"
+    assert granted.next_after("dv.bin", "") == "g/live"
+    assert granted.next_after("g/live", "g/") is None
+    assert granted.next_after("g2/gone", "") is None
+
+
+@pytest.mark.parametrize(("log", "count"), [(OpenLog(), 3), (ClosedLog(), 0)])
+def test_a_log_that_is_passed_through_is_open_as_it_is_or_not_there(log: Visibility, count: int) -> None:
+    page = listed(COMMIT, HINT, "_delta_log/x")
+    shown = log.served(page, result_of(log.unserved(page)))
+    assert shown == {item.path: item.etag for item in page[:count]}
+    assert bool(log.below("_delta_log/")) is bool(count)
+    assert (log.next_after("", "") is not None) is bool(count)
