@@ -9,20 +9,22 @@ import pathlib
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
 import click
-import sqlalchemy as sa
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from delta_proxy.access.keys import SecretKeys
-from delta_proxy.access.migrations import HEAD, current
-from delta_proxy.access.permissions import PermissionStore, database_engine
 from delta_proxy.access.snapshot import Snapshot, utc_now
 from delta_proxy.admin.output import Output
 from delta_proxy.config import Config, load
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from delta_proxy.access.permissions import PermissionStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,6 +95,8 @@ class Desk:
     @cached_property
     def engine(self) -> sa.Engine:
         """The way to the database, closed when the command ends."""
+        from delta_proxy.access.permissions import database_engine  # noqa: PLC0415 - SQLAlchemy is slow to import
+
         engine = database_engine(self.config.database.uri)
         click.get_current_context().call_on_close(engine.dispose)
         return engine
@@ -100,6 +104,9 @@ class Desk:
     @cached_property
     def store(self) -> PermissionStore:
         """The permissions database, which must have the newest schema."""
+        from delta_proxy.access.migrations import HEAD, current  # noqa: PLC0415 - slow to import
+        from delta_proxy.access.permissions import PermissionStore  # noqa: PLC0415
+
         keys, engine = self.keys, self.engine
         database = engine.url.database or ""
         if engine.dialect.name == "sqlite" and not pathlib.Path(database).exists():
