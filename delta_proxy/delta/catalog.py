@@ -9,16 +9,22 @@ table may be replaced by another.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from delta_proxy.delta.flight import Successive
 from delta_proxy.delta.paths import LOG_DIRECTORY, LogKind, classify_log_name
 from delta_proxy.upstream.client import ListedObject, ListPage, ObjectStat, TableClient
+
+PageName = tuple[str, str, str, int]
+"""Prefix, delimiter, where the page begins, and how many keys it may hold."""
 
 _REMEMBERED: Final = 100_000
 _IMMUTABLE: Final = frozenset(
@@ -47,7 +53,13 @@ class CatalogedStore:
     async def list(
         self, prefix: str = "", *, delimiter: str = "", start_after: str = "", max_keys: int = 1000
     ) -> ListPage:
-        """One page of the store's listing. Raises S3Error."""
+        """One page of the store's listing, as of a request sent after this call: those who ask for the same
+        page while one is under way share the next. Raises S3Error.
+        """
+        ask = partial(self._list, prefix, delimiter, start_after, max_keys)
+        return await self.catalog.shared((prefix, delimiter, start_after, max_keys), ask).ask()
+
+    async def _list(self, prefix: str, delimiter: str, start_after: str, max_keys: int) -> ListPage:
         page = await self.store.list(prefix, delimiter=delimiter, start_after=start_after, max_keys=max_keys)
         self.catalog.learn_all(page.objects)
         return page
@@ -65,6 +77,17 @@ class LogCatalog:
         self._mark = mark
         self._marked = mark()
         self._known: OrderedDict[str, tuple[float, ObjectStat]] = OrderedDict()
+        self._pages: dict[PageName, Successive[ListPage]] = {}
+
+    def shared(
+        self, page: PageName, ask: Callable[[], Coroutine[Deferred[Any], Any, ListPage]]
+    ) -> Successive[ListPage]:
+        """The requests for a page of the listing, kept for as long as any is under way."""
+        found = self._pages.get(page)
+        if found is None:
+            self._pages = {name: pages for name, pages in self._pages.items() if not pages.idle}
+            found = self._pages[page] = Successive(ask)
+        return found
 
     def learn(self, path: str, stat: ObjectStat) -> None:
         """Take in what the store just said of a path; anything but an immutable log file is not kept."""

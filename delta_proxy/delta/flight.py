@@ -52,6 +52,41 @@ class Flight(Generic[T]):
             _fire(waiter, outcome)
 
 
+class Successive(Generic[T]):
+    """Runs of the same work, one at a time.
+
+    Whoever asks gets the outcome of a run that began after it asked: the one under way may have looked too
+    early, so all who come meanwhile share the next.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> None:
+        self._work = work
+        self._running: Flight[T] | None = None
+        self._next: Flight[T] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or to come."""
+        return self._next is None and (self._running is None or self._running.landed)
+
+    def ask(self) -> Deferred[T]:
+        """The outcome of a run that begins now or later."""
+        if self._running is None or self.idle:
+            flight = self._running = Flight(self._work())
+        elif self._next is None:
+            flight = self._next = Flight(self._after(self._running))
+        else:
+            flight = self._next
+        return flight.wait()
+
+    async def _after(self, before: Flight[T]) -> T:
+        ended: Deferred[object] = Deferred()
+        before.wait().addBoth(lambda _: ended.callback(None))
+        await ended
+        self._running, self._next = self._next, None
+        return await self._work()
+
+
 def _fire(waiter: Deferred[T], outcome: T | Failure) -> None:
     if isinstance(outcome, Failure):
         waiter.errback(outcome)

@@ -21,6 +21,7 @@ import attrs
 import numpy as np
 import orjson
 import pyarrow as pa
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,7 +33,7 @@ from delta_proxy.delta.cache import DeferToPool, MetadataCache
 from delta_proxy.delta.catalog import CatalogedStore, LogCatalog
 from delta_proxy.delta.deletion_vectors import Region
 from delta_proxy.delta.disk_cache import DiskCache, Make, MemoryCache, OpenFile
-from delta_proxy.delta.flight import Flight
+from delta_proxy.delta.flight import Flight, Successive
 from delta_proxy.delta.index import TableIndex, TupleTable
 from delta_proxy.delta.log import NotATable, select_segment
 from delta_proxy.delta.masks import GrantMask, GrantMasks, closed
@@ -42,7 +43,7 @@ from delta_proxy.delta.segment import Bits
 from delta_proxy.delta.view_grant import Columns, StaleIndex, ViewError, ViewGrant
 from delta_proxy.delta.view_history import lost, view_grant
 from delta_proxy.delta.view_names import view_file
-from delta_proxy.s3.errors import NoSuchKey, S3Error, ServiceUnavailable
+from delta_proxy.s3.errors import NoSuchKey, NotModified, S3Error, ServiceUnavailable
 from delta_proxy.upstream.client import ListedObject, ObjectStat, SmallObject, TableClient
 
 REWRITER_VERSION: Final = 1
@@ -179,6 +180,9 @@ class LogViews:
         self._now = now
         self._manifests: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._hints: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
+        # Of each table: the hint as last read, and the reading of it.
+        self._last_hints: dict[str, SmallObject] = {}
+        self._hint_reads: dict[str, Successive[SmallObject]] = {}
         self._sidecars: OrderedDict[tuple[str, str], Columns] = OrderedDict()
         self._keys: OrderedDict[tuple[str, str], tuple[weakref.ref[TableIndex], Bits, str]] = OrderedDict()
         self._ahead: OrderedDict[tuple[str, str], Flight[None]] = OrderedDict()
@@ -206,7 +210,7 @@ class LogViews:
         if file is None:
             raise NoSuchKey()
         if file.kind is LogKind.LAST_CHECKPOINT:
-            return await self._last_checkpoint(table, path, await self.key(alias, grant))
+            return await self._last_checkpoint(table, await self.key(alias, grant))
         stat, now = await self._stat(table, path), self._now()
         make = partial(self._rewrite, alias, grant, file, stat, now)
         with _translated(table, path):
@@ -250,7 +254,7 @@ class LogViews:
             _remember(self._ahead, slot, flight)
 
     async def _make_ahead(self, table: TableViews, grant: Grant, now: datetime) -> None:
-        found = await table.store.read(_HINT, limit=last_checkpoint.MAX_BYTES)
+        found = await self._read_hint(table)
         checkpoint = select_segment(await self._names(table, _hinted_version(found.body))).checkpoint
         columns: Columns | None = None
         for file in checkpoint.files if checkpoint else ():
@@ -385,7 +389,7 @@ class LogViews:
             sidecar = file.kind is LogKind.SIDECAR
             hint = file.kind is LogKind.LAST_CHECKPOINT
             if (sidecar and not await self._is_named(table, file)) or (
-                hint and await self._hint(table, found.path, found.etag) is None
+                hint and await self._hint(table, found.etag) is None
             ):
                 hidden.add(found.path)
         return frozenset(hidden)
@@ -422,20 +426,39 @@ class LogViews:
                 _remember(self._sidecars, (table.identity, f"_sidecars/{sidecar}"), columns)
             _remember(self._manifests, known, None)
 
-    async def _last_checkpoint(self, table: TableViews, path: str, key: str) -> ViewedFile:
+    async def _last_checkpoint(self, table: TableViews, key: str) -> ViewedFile:
         """The hint, naming a checkpoint that the view has. It may change, so the store is asked each time."""
-        found = await table.store.read(path, limit=last_checkpoint.MAX_BYTES)
+        found = await self._read_hint(table)
         body = await self._hint_of(table, found)
         if body is None:
             raise NoSuchKey()
         return ViewedFile(body, derived_etag(found.etag, key), found.last_modified)
 
-    async def _hint(self, table: TableViews, path: str, etag: str) -> bytes | None:
+    def _read_hint(self, table: TableViews) -> Deferred[SmallObject]:
+        """The store's hint, as of a request sent after this call."""
+        reads = self._hint_reads.get(table.identity)
+        if reads is None:
+            reads = self._hint_reads[table.identity] = Successive(partial(self._ask_for_hint, table))
+        return reads.ask()
+
+    async def _ask_for_hint(self, table: TableViews) -> SmallObject:
+        known = self._last_hints.get(table.identity)
+        try:
+            unless = "" if known is None else known.etag
+            found = await table.store.read(_HINT, limit=last_checkpoint.MAX_BYTES, unless=unless)
+        except NotModified:
+            if known is None:
+                raise ServiceUnavailable() from None
+            return known
+        self._last_hints[table.identity] = found
+        return found
+
+    async def _hint(self, table: TableViews, etag: str) -> bytes | None:
         """The hint in the view, from what is known of this ETag, or from the store."""
         known = (table.identity, etag)
         if known in self._hints:
             return self._hints[known]
-        return await self._hint_of(table, await table.store.read(path, limit=last_checkpoint.MAX_BYTES))
+        return await self._hint_of(table, await self._read_hint(table))
 
     async def _hint_of(self, table: TableViews, found: SmallObject) -> bytes | None:
         known = (table.identity, found.etag)
@@ -449,9 +472,8 @@ class LogViews:
         names: list[str] = []
         after, behind = f"{LOG_DIRECTORY}{version:020d}", f"{LOG_DIRECTORY}:"
         while after < behind:
-            page = await table.store.list(LOG_DIRECTORY, start_after=after)
+            page = await CatalogedStore(table.store, table.catalog).list(LOG_DIRECTORY, start_after=after)
             names.extend(listed.path[len(LOG_DIRECTORY) :] for listed in page.objects)
-            table.catalog.learn_all(page.objects)
             after = (
                 max((listed.path for listed in page.objects), default=behind) if page.truncated else behind
             )

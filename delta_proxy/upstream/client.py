@@ -323,9 +323,11 @@ class TableClient:
             raise InternalError() from None
         return self._list_page(page)
 
-    async def read(self, path: str, *, limit: int) -> SmallObject:
-        """An object of at most `limit` bytes, in memory. Raises InternalError when it is larger."""
-        response = await self._open_object("GET", path)
+    async def read(self, path: str, *, limit: int, unless: str = "") -> SmallObject:
+        """An object of at most `limit` bytes, in memory. Raises InternalError when it is larger, NotModified
+        when it has the ETag `unless`.
+        """
+        response = await self._open_object("GET", path, (("if-none-match", unless),) if unless else ())
         body = await self._body(response, limit)
         headers = response.headers
         return SmallObject(body, headers.get("etag") or "", headers.get("last-modified") or "")

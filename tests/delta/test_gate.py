@@ -169,6 +169,26 @@ def test_a_commit_that_lands_between_list_and_get_is_served(small: MemoryProxy) 
     assert b'"c"' in small.get(f"t/_delta_log/{1:020d}.json").body
 
 
+def hint_reads(made: MemoryProxy) -> list[str | None]:
+    """The If-None-Match of each GET of the hint that the store saw."""
+    return [
+        asked.headers.get("if-none-match")
+        for asked in made.store.requests
+        if asked.key.endswith("_checkpoint")
+    ]
+
+
+def test_the_hint_is_asked_for_each_time_and_read_again_only_when_it_changed(leaky: MemoryProxy) -> None:
+    key = "t/_delta_log/_last_checkpoint"
+    body = leaky.store.objects[key].body
+    first = leaky.get(key)
+    leaky.store.requests.clear()
+    assert leaky.get(key).body == first.body
+    assert hint_reads(leaky) == [leaky.store.objects[key].etag]
+    leaky.store.put(key, body + b" ")
+    assert leaky.get(key).headers["etag"] != first.headers["etag"]
+
+
 def test_a_view_is_made_once_and_found_again_after_a_restart(tmp_path: pathlib.Path) -> None:
     first = MemoryProxy(tmp_path / "cache", {"t": GREEN})
     put(first, 0, add("a", p="green"))

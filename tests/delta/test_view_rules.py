@@ -127,7 +127,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "gate: deletion vectors are masked": (
         "delta.gate",
-        ("Served(Use.DATA) if shown is None else Served(Use.DELETION_VECTOR, shown)", "Served(Use.DATA)"),
+        ("_SERVED_DATA if shown is None else Served(Use.DELETION_VECTOR, shown)", "_SERVED_DATA"),
     ),
     "view_names: a log file of another kind does not exist": (
         "delta.view_names",
