@@ -125,6 +125,10 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         "delta.gate",
         ("        if isinstance(decision, Denied):\n", "        if False:\n"),
     ),
+    "gate: a data file is served only when the mask allows it": (
+        "delta.gate",
+        ("mask.allows_data(entries)", "True"),
+    ),
     "gate: deletion vectors are masked": (
         "delta.gate",
         ("_SERVED_DATA if shown is None else Served(Use.DELETION_VECTOR, shown)", "_SERVED_DATA"),
@@ -206,7 +210,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "visibility: of the data the granted files are listed": (
         "delta.visibility",
-        ("return self.mask.allows(self.mask.index.lookup(path))", "return True"),
+        ("item.path not in unserved and self.mask.allows(entries)", "item.path not in unserved"),
     ),
     "visibility: log files are listed under the ETags of the view": (
         "delta.visibility",
@@ -214,7 +218,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "visibility: deletion vectors are listed under the ETags of what is shown": (
         "delta.visibility",
-        ("return etag if shown is None else derived_etag(etag, vector_key(shown))", "return etag"),
+        ("item.etag if shown is None else derived_etag(item.etag, vector_key(shown))", "item.etag"),
     ),
     "visibility: a common prefix of hidden files is hidden": (
         "delta.visibility",
