@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import resource
 import shutil
 import statistics
 import subprocess
@@ -154,7 +155,10 @@ class Request:
 
 @attrs.frozen
 class Load:
-    """What wrk saw: answers, seconds, bytes of answers, latencies in milliseconds, failures of any kind."""
+    """What wrk saw: answers, seconds, bytes of answers, latencies in milliseconds, failures of any kind.
+
+    `cpu` are the processor seconds that wrk itself took.
+    """
 
     requests: int
     seconds: float
@@ -162,6 +166,7 @@ class Load:
     p50: float
     p99: float
     errors: int
+    cpu: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -221,6 +226,7 @@ def wrk(
     RuntimeError when wrk fails.
     """
     lines = (_on_the_wire(request, peer.netloc) for request in requests)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     script = pathlib.Path(f"/proc/self/fd/{_memory_file(_LUA % ','.join(lines))}")
     try:
         pinned = ["taskset", "-c", str(cpu)] if cpu is not None else []
@@ -244,6 +250,7 @@ def wrk(
             raise RuntimeError(f"wrk: {done.stderr or done.stdout}")
     finally:
         os.close(int(script.name))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = json.loads(done.stdout.strip().rpartition("\n")[2])
     return Load(
         told["requests"],
@@ -252,6 +259,7 @@ def wrk(
         told["p50"] / 1e3,
         told["p99"] / 1e3,
         told["errors"],
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
     )
 
 

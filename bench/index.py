@@ -111,9 +111,11 @@ async def measure(folder: Path, known: list[str], commits: int) -> None:
         row("longest stall of an idle reactor", stalls.longest * 1000, "ms")
         stalls.longest = 0.0
         before, cpu, begun = resident("VmRSS"), time.process_time(), time.perf_counter()
+        private = resident("RssAnon")
         index = await cache.table("table")
         row("build", time.perf_counter() - begun, "s")
         row("processor time of the build", time.process_time() - cpu, "s")
+        row("the index on disk", size_of_index(directory) / 1e6, "MB")
         row("longest stall of the reactor while building", stalls.longest * 1000, "ms")
         row("peak resident growth while building", (resident("VmHWM") - before) / 1e6, "MB")
         begun, stalls.longest = time.perf_counter(), 0.0
@@ -125,6 +127,7 @@ async def measure(folder: Path, known: list[str], commits: int) -> None:
         row("distinct partition tuples", len(index.partitions), "")
         look(index, known)
         row("resident growth after", (resident("VmRSS") - before) / 1e6, "MB")
+        row("private growth after", (resident("RssAnon") - private) / 1e6, "MB")
         await grow(cache, folder, index.version, commits)
         begun = time.perf_counter()
         again = MetadataCache(
@@ -135,6 +138,11 @@ async def measure(folder: Path, known: list[str], commits: int) -> None:
         )
         await again.table("table")
         row("first use after a restart", time.perf_counter() - begun, "s")
+
+
+def size_of_index(directory: str) -> int:
+    """Bytes of the file of the one index in a directory."""
+    return sum(file.stat().st_size for file in Path(directory).glob("*.arrow"))
 
 
 def look(index: TableIndex, known: list[str]) -> None:
@@ -161,13 +169,14 @@ def look(index: TableIndex, known: list[str]) -> None:
 
 async def grow(cache: MetadataCache, folder: Path, version: int, commits: int) -> None:
     """Print what commits of ten files cost."""
-    before, begun = resident("VmRSS"), time.perf_counter()
+    before, begun, cpu = resident("RssAnon"), time.perf_counter(), time.process_time()
     for step in range(1, commits + 1):
         first = 10_000_000 + step * 10
         write_commit(folder / "_delta_log", version + step, range(first, first + 10))
         await cache.refreshed("table", 0.0)
     row("taking in a commit of ten files", (time.perf_counter() - begun) / commits * 1000, "ms")
-    row("resident growth for each such commit", (resident("VmRSS") - before) / commits / 1e3, "kB")
+    row("processor time of that", (time.process_time() - cpu) / commits * 1000, "ms")
+    row("private growth for each such commit", (resident("RssAnon") - before) / commits / 1e3, "kB")
 
 
 def run(folder: Path, known: list[str], commits: int) -> None:
@@ -220,6 +229,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--commits", type=int, default=50)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--generated", action="store_true", help="no other table than the generated one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if options.table:
@@ -228,8 +238,12 @@ def main() -> None:
         print(f"{options.files} files in a checkpoint")
         folder = Path(scratch) / "generated"
         write_checkpoint(folder / "_delta_log", 10, options.files)
-        in_own_process(folder, [path(number) for number in range(0, options.files, 10)], options.commits)
-        if _SHARED.exists():
+        in_own_process(
+            folder,
+            [path(number) for number in range(0, options.files, max(10, options.files // 100_000))],
+            options.commits,
+        )
+        if _SHARED.exists() and not options.generated:
             print("300,000 files in one commit of JSON")
             folder = unpack(_SHARED, Path(scratch) / "unpacked")
             in_own_process(folder, paths_of(folder), options.commits)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,8 +101,27 @@ def write_checkpoint(log: Path, version: int, files: int, batch: int = 50_000) -
     return target
 
 
-def _adds(numbers: Iterable[int]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([{"add": add(number)} for number in numbers], schema=_SCHEMA)
+def _adds(numbers: range) -> pa.RecordBatch:
+    """The adds of `add`, column by column: a table of ten million files takes minutes row by row."""
+    count = len(numbers)
+    values = [value for number in numbers for value in partition(number)]
+    partitions = pa.MapArray.from_arrays(
+        np.arange(0, 2 * count + 1, 2, dtype=np.int32), pa.array(["MIC", "date"] * count), pa.array(values)
+    )
+    positions = np.arange(numbers.start, numbers.stop, dtype=np.int64)
+    adds = pa.StructArray.from_arrays(
+        [
+            pa.array([path(number) for number in numbers]),
+            partitions,
+            pa.array(positions + 1_000_000),
+            pa.array(positions + 1_700_000_000_000),
+            pa.array(np.ones(count, np.bool_)),
+            pa.array([stats(number) for number in numbers]),
+        ],
+        fields=list(_SCHEMA.field("add").type),
+    )
+    columns = [adds if field.name == "add" else pa.nulls(count, field.type) for field in _SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 def add(number: int) -> dict[str, object]:
