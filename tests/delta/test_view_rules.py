@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -17,7 +19,9 @@ from tests import altered
 from tests.leaky import MARK, VECTORS, findings, leaky_table
 from tests.memory import MemoryProxy, Parts
 
-from .tables import grant
+from .tables import PROTOCOL, add, grant, metadata
+from .test_ahead import CHECKPOINT, upload
+from .test_ahead import shown as adds_shown
 
 GRANT = grant({"p": "green"})
 
@@ -33,7 +37,9 @@ def proxy(folder: pathlib.Path, parts: Parts | None = None, get_mode: GetMode = 
 
 def wrong(folder: pathlib.Path, parts: Parts | None, get_mode: GetMode, *, thorough: bool) -> Iterator[str]:
     """All that is wrong with what such a proxy gives."""
-    for number, check in enumerate((_vectors, _nothing, _closed, _replaced, _overwritten)):
+    for number, check in enumerate(
+        (_vectors, _nothing, _closed, _replaced, _overwritten, _foreign, _first, _ahead)
+    ):
         yield from check(proxy(folder / str(number), parts, get_mode))
     made = proxy(folder / "crawled", parts, get_mode)
     yield from findings(made.request, "t", thorough=thorough)
@@ -43,6 +49,12 @@ def _vectors(made: MemoryProxy) -> Iterator[str]:
     whole, shown = leaky_table()[VECTORS], made.get(f"t/{VECTORS}").body
     if shown != whole[:25] + bytes(len(whole) - 25):
         yield "a deletion vector file shows other bytes than those of the granted vector"
+    vector = {"storageType": "p", "pathOrInlineDv": "lost.bin", "offset": 1, "sizeInBytes": 3}
+    for version, lines in ((5, add("d", vector, p="green")), (6, add("d", p="red"))):
+        made.store.put(f"t/_delta_log/{version:020d}.json", orjson.dumps(lines))
+    made.store.put("t/lost.bin", b"hidden")
+    if b"hidden" in made.get("t/lost.bin").body:
+        yield "the vector of a file that was taken back is shown"
 
 
 def _nothing(made: MemoryProxy) -> Iterator[str]:
@@ -101,9 +113,56 @@ def _overwritten(made: MemoryProxy) -> Iterator[str]:
         yield "a file has the ETag of another"
 
 
+def _foreign(made: MemoryProxy) -> Iterator[str]:
+    """A checkpoint that is seen before its index may name a file of another table."""
+    if _of_checkpoint(made, add("a", p="green"), add("../other/b", p="green")) != {"a"}:
+        yield "a checkpoint names a file outside the table"
+
+
+def _first(made: MemoryProxy) -> Iterator[str]:
+    """A checkpoint that is seen before its index shows what is granted."""
+    if _of_checkpoint(made, add("a", p="green"), add("b", p="red")) != {"a"}:
+        yield "a checkpoint that is seen first names a file that is not granted"
+
+
+def _of_checkpoint(made: MemoryProxy, *adds: dict[str, Any]) -> set[str]:
+    """What is shown of a table that has nothing but a checkpoint of these."""
+    for key in [key for key in made.store.objects if key.startswith("t/")]:
+        del made.store.objects[key]
+    with tempfile.TemporaryDirectory() as folder:
+        upload(made, *adds, folder=pathlib.Path(folder))
+        return adds_shown(made.get(f"t/{CHECKPOINT}").body, pathlib.Path(folder))
+
+
+def _ahead(made: MemoryProxy) -> Iterator[str]:
+    """The index is of the log before a checkpoint whose view is made already."""
+    kept = f"t/_delta_log/{0:020d}.json"
+    for key in [key for key in made.store.objects if key.startswith("t/") and key != kept]:
+        del made.store.objects[key]
+    first = b"\n".join(map(orjson.dumps, (PROTOCOL, metadata("p"), add("a", p="green"))))
+    made.store.put(kept, first)
+    with tempfile.TemporaryDirectory() as folder:
+        adds = [add("a", p="green"), add("b", p="green"), add("c", p="red")]
+        upload(made, *adds, folder=pathlib.Path(folder))
+        made.store.put(f"t/_delta_log/{1:020d}.json", orjson.dumps(add("b", p="red")))
+        made.store.put(f"t/_delta_log/{2:020d}.json", orjson.dumps(add("b", p="green")))
+        whole, lists = dict(made.store.objects), itertools.count()
+
+        def between(asked: str) -> None:
+            made.store.objects.update(whole)
+            if "list-type" in asked and next(lists) == 1:
+                for key in [key for key in whole if key.startswith("t/") and key != kept]:
+                    del made.store.objects[key]
+
+        made.agent.before = between
+        made.get("t/_delta_log/_last_checkpoint")
+        if adds_shown(made.get(f"t/{CHECKPOINT}").body, pathlib.Path(folder)) != {"a"}:
+            yield "a checkpoint shows a file that commits the index had not seen deny"
+
+
 @pytest.mark.parametrize("get_mode", GetMode)
 def test_whatever_can_be_fetched_holds_nothing_hidden(tmp_path: pathlib.Path, get_mode: GetMode) -> None:
-    assert list(wrong(tmp_path, None, get_mode, thorough=True)) == []
+    assert list(wrong(tmp_path, None, get_mode, thorough=get_mode is GetMode.PROXY)) == []
 
 
 RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
@@ -148,6 +207,20 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
             "        if True:\n            return WholeTable()",
         ),
     ),
+    "masks: a data file is open when its values are granted": (
+        "delta.masks",
+        (
+            "if entry.kind is FileKind.DELETION_VECTOR or not bits[entry.tuple_id]:",
+            "if entry.kind is FileKind.DELETION_VECTOR:",
+        ),
+    ),
+    "masks: deletion vectors are not open as data is": (
+        "delta.masks",
+        (
+            "if entry.kind is FileKind.DELETION_VECTOR or not bits[entry.tuple_id]:",
+            "if not bits[entry.tuple_id]:",
+        ),
+    ),
     "masks: an unknown feature closes the table": (
         "delta.masks",
         (
@@ -185,6 +258,18 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "views: a sidecar that no checkpoint names is not listed": (
         "delta.views",
         ("sidecar and not await self._is_named(table, file)", "False"),
+    ),
+    "views: what was made ahead is served by an index that knows the file": (
+        "delta.views",
+        ("if not grant.is_relative and file.kind not in KINDS:", "if not grant.is_relative:"),
+    ),
+    "ahead: a path that may lead out of the table waits for the index": (
+        "delta.ahead",
+        ("if pc.any(pc.match_substring_regex(paths, FOREIGN)).as_py():", "if False:"),
+    ),
+    "ahead: the grant decides about values": (
+        "delta.ahead",
+        ("isinstance(decide(grant, partition, now), Allowed)", "True"),
     ),
     "views: the hint is rewritten": (
         "delta.views",
