@@ -42,7 +42,9 @@ CLIENTS: Final[tuple[KnownClient, ...]] = (
     KnownClient("AWS SDK for Go v2", ("aws-sdk-go-v2/*",), follows=True, resends_token=False),
     KnownClient("rclone", ("rclone/*",), follows=True, resends_token=False),
     KnownClient("curl", ("curl/*",), follows=True),
-    KnownClient("object_store", ("object_store/*",), follows=False),
+    # Before 0.14 the Host of the first request is sent to the second host.
+    KnownClient("object_store before 0.14", ("object_store/0.?.*", "object_store/0.1[0-3].*"), follows=False),
+    KnownClient("object_store", ("object_store/*",), follows=True),
     KnownClient("boto3", ("Boto3/*", "Botocore/*"), follows=False),
     KnownClient("aws-cli", ("aws-cli/*",), follows=False),
     KnownClient("MinIO", ("MinIO*",), follows=False),

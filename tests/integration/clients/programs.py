@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from .toolchains import HERE, ROOT, TOOLS
+from .toolchains import HERE, MC, ROOT, TOOLS, Unavailable
 
 BUCKET_DOMAIN = "s3.localhost"
 
@@ -22,7 +25,8 @@ class Program:
 
     `rule` names the client of s3/user_agents.py it is. `operations` are those its program has. `command`
     gives the command to run, and may raise Unavailable; `sources` are the files that the lines to paste come
-    from; `version` is what is shown. `virtual` says why it does not use virtual-host style, None if it does.
+    from, `sections` the blocks of these that are the program's own, None for all; `version` is what is shown.
+    `virtual` says why it does not use virtual-host style, None if it does.
     `most_denied` bounds its requests for one denied key. `faults` says, by the label of a step, why the
     client fails at it before any S3 server.
     """
@@ -39,6 +43,7 @@ class Program:
     faults: Mapping[str, str] = attrs.field(factory=dict)
     environment: Mapping[str, str] = attrs.field(factory=dict)
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    sections: frozenset[str] | None = None
     slow: bool = True
 
     @property
@@ -48,22 +53,29 @@ class Program:
 
     def lines(self) -> str:
         """The lines to paste: what stands between the markers of its sources, each block dedented."""
-        return "\n".join(block for source in self.sources for block in pasted(source.read_text()))
+        return "\n".join(
+            block
+            for source in self.sources
+            for section, block in pasted(source.read_text())
+            if self.sections is None or section in self.sections
+        )
 
 
-def pasted(text: str) -> list[str]:
-    """The blocks between `paste from here` and `paste to here`, each without its indentation."""
-    blocks: list[list[str]] = []
+def pasted(text: str) -> list[tuple[str, str]]:
+    """The blocks between `paste from here` and `paste to here`, each after the word before, without its
+    indentation."""
+    blocks: list[tuple[str, list[str]]] = []
     inside = False
     for line in text.splitlines():
         if line.endswith("paste to here"):
             inside = False
         elif line.endswith("paste from here"):
             inside = True
-            blocks.append([])
+            word = line.removesuffix("paste from here").strip(" #/:")
+            blocks.append((word, []))
         elif inside:
-            blocks[-1].append(line)
-    return [textwrap.dedent("\n".join(block)) for block in blocks]
+            blocks[-1][1].append(line)
+    return [(word, textwrap.dedent("\n".join(lines))) for word, lines in blocks]
 
 
 def _installed(package: str) -> Callable[[], str]:
@@ -103,10 +115,16 @@ def _in_venv(module: str) -> Callable[[], Sequence[str]]:
     return lambda: [str(TOOLS["venv"].ready() / "bin" / "python"), "-m", f"{__package__}.python.{module}"]
 
 
+def _crate() -> str:
+    found = re.search(r'object_store = \{ version = "=([^"]+)"', (HERE / "rust" / "Cargo.toml").read_text())
+    assert found is not None
+    return found[1]
+
+
 _DUCKDB = (HERE / "python" / "duckdb_connection.py",)
 
 PROGRAMS: tuple[Program, ...] = (
-    _python("deltalake", "deltalake_table", "object_store", "deltalake", "table"),
+    _python("deltalake", "deltalake_table", "object_store before 0.14", "deltalake", "table"),
     _python(
         "polars scan_delta",
         "polars_delta",
@@ -172,6 +190,176 @@ PROGRAMS: tuple[Program, ...] = (
             "[x]{y}^|<>": "read_parquet takes [ ] in a name for a pattern",
             "denied": "a 403 without a body, which HEAD gets, is told as an unhandled error",
         },
+    ),
+)
+
+
+_OBJECTS = frozenset({"open", "list", "read", "range"})
+
+
+def _go_module(name: str, module: str) -> Callable[[], str]:
+    def version() -> str:
+        for line in (HERE / "go" / name / "go.mod").read_text().splitlines():
+            words = line.removeprefix("require").split()
+            if words[:1] == [module]:
+                return f"{module.rpartition('/')[2]} {words[1]}"
+        raise LookupError(module)
+
+    return version
+
+
+def _go_sdk(name: str, reader: str, module: str, operations: frozenset[str]) -> Program:
+    return Program(
+        name=f"Go: {name}",
+        rule="AWS SDK for Go v2",
+        language="go",
+        operations=operations,
+        command=lambda: [str(TOOLS["sdk"].ready() / "sdk")],
+        sources=(HERE / "go" / "sdk" / "main.go",),
+        sections=frozenset({"", reader}),
+        version=_go_module("sdk", f"github.com/aws/aws-sdk-go-v2/{module}"),
+        options={"reader": reader},
+    )
+
+
+def _jar(property_: str) -> Callable[[], str]:
+    def version() -> str:
+        found = re.search(f"<{property_}>(.*)</{property_}>", (HERE / "java" / "pom.xml").read_text())
+        assert found is not None
+        return found[1]
+
+    return version
+
+
+def _java(main: str) -> Callable[[], Sequence[str]]:
+    def command() -> Sequence[str]:
+        folder = TOOLS["java"].ready()
+        hosts = folder / "hosts"
+        names = (
+            "localhost",
+            BUCKET_DOMAIN,
+            *(f"{name}.{BUCKET_DOMAIN}" for name in ("datalake", "warehouse")),
+        )
+        hosts.write_text(f"127.0.0.1 {' '.join(names)}\n")
+        path = f"{folder / 'classes'}:{(folder / 'classpath').read_text().strip()}"
+        options = ["-XX:TieredStopAtLevel=1", "-Xshare:auto", f"-Djdk.net.hosts.file={hosts}"]
+        return ["java", *options, "-cp", path, main]
+
+    return command
+
+
+def _java_v2(http: str, **more: Any) -> Program:
+    return Program(
+        name=f"Java v2: {http}",
+        rule="AWS SDK for Java",
+        language="java",
+        operations=_OBJECTS,
+        command=_java("V2"),
+        sources=(HERE / "java" / "src" / "main" / "java" / "V2.java",),
+        sections=frozenset({"netty"} if http == "netty" else {"sync", http}),
+        version=_jar("v2"),
+        options={"http": http},
+        **more,
+    )
+
+
+def _tool(
+    name: str, rule: str, operations: str, version: Callable[[], str], tool: str | None, **more: Any
+) -> Program:
+    script = HERE / "cli" / f"{name.partition('-')[0]}.sh"
+
+    def command() -> Sequence[str]:
+        found = shutil.which(name) if tool is None else str(TOOLS[tool].ready())
+        if found is None:
+            raise Unavailable(f"{name} is not installed")
+        folder = pathlib.Path(found) / "bin" if tool == "venv" else pathlib.Path(found)
+        path = [] if tool is None else ["env", f"PATH={folder}:{os.environ['PATH']}"]
+        return [*path, sys.executable, "-m", f"{__package__}.python.commands", str(script)]
+
+    return Program(
+        name=name,
+        rule=rule,
+        language="sh",
+        operations=frozenset(operations.split()),
+        command=command,
+        sources=(script,),
+        version=version,
+        **more,
+    )
+
+
+PROGRAMS += (
+    _tool("aws-cli", "aws-cli", "list read range folder", _pinned("awscli"), "venv"),
+    _tool(
+        "s5cmd",
+        "AWS SDK for Go v1",
+        "list read",
+        _go_module("s5cmd", "github.com/peak/s5cmd/v2"),
+        "s5cmd",
+        virtual="it uses path style before an endpoint of one's own",
+    ),
+    _tool(
+        "rclone",
+        "rclone",
+        "list read range",
+        _go_module("rclone", "github.com/rclone/rclone"),
+        "rclone",
+        most_denied=4,
+    ),
+    _tool(
+        "mc",
+        "MinIO",
+        "list read",
+        lambda: MC.partition("@")[2],
+        "mc",
+        virtual="an alias of the environment has path style",
+    ),
+    _tool(
+        "curl",
+        "curl",
+        "read range",
+        lambda: "presigned URL",
+        None,
+        virtual="the URL is what it was presigned to be",
+    ),
+    _go_sdk("GetObject", "GetObject", "service/s3", _OBJECTS),
+    _go_sdk("manager", "manager", "feature/s3/manager", frozenset({"read", "parallel"})),
+    _go_sdk(
+        "transfermanager", "transfermanager", "feature/s3/transfermanager", frozenset({"read", "parallel"})
+    ),
+    Program(
+        name="JavaScript v3",
+        rule="other AWS SDKs",
+        language="js",
+        operations=_OBJECTS,
+        command=lambda: ["node", str(TOOLS["js"].ready() / "main.mjs")],
+        sources=(HERE / "js" / "main.mjs",),
+        version=lambda: json.loads((HERE / "js" / "package.json").read_text())["dependencies"][
+            "@aws-sdk/client-s3"
+        ],
+    ),
+    Program(
+        name="Java v1",
+        rule="AWS SDK for Java",
+        language="java",
+        operations=_OBJECTS,
+        command=_java("V1"),
+        sources=(HERE / "java" / "src" / "main" / "java" / "V1.java",),
+        version=_jar("v1"),
+    ),
+    _java_v2("apache"),
+    _java_v2("apache5"),
+    _java_v2("netty"),
+    _java_v2("url-connection"),
+    _java_v2("crt", virtual="its resolver does not know the names of the test"),
+    Program(
+        name="Rust object_store",
+        rule="object_store",
+        language="rust",
+        operations=_OBJECTS,
+        command=lambda: [str(TOOLS["rust"].ready() / "debug" / "matrix")],
+        sources=(HERE / "rust" / "src" / "main.rs",),
+        version=_crate,
     ),
 )
 

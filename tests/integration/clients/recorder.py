@@ -7,6 +7,7 @@ sends again. It checks nothing: the proxy's and the store's parts in this are te
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.server
 import re
 import threading
@@ -106,7 +107,7 @@ def _handler(
                 self._object(bodies[key])
 
         def _object(self, body: bytes) -> None:
-            fields = {"ETag": f'"{len(body):032x}"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+            fields = {"ETag": _etag(body), "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
             fields |= {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
             found = _RANGE.fullmatch(self.headers.get("Range", ""))
             if found is None:
@@ -128,12 +129,16 @@ def _handler(
     return Handler
 
 
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+
+
 def _listing(bucket: str, bodies: Mapping[str, bytes], query: Mapping[str, str]) -> bytes:
     prefix, after = query.get("prefix", ""), query.get("start-after", "")
     found = sorted(key for key in bodies if key.startswith(prefix) and key > after)
     contents = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
-        f'<ETag>"{len(bodies[key]):032x}"</ETag><Size>{len(bodies[key])}</Size>'
+        f"<ETag>{_etag(bodies[key])}</ETag><Size>{len(bodies[key])}</Size>"
         f"<StorageClass>STANDARD</StorageClass></Contents>"
         for key in found
     )

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -19,12 +20,14 @@ from tests.integration.servers import BUCKET, Store
 SHELF = "shelf"
 PLAIN_TABLE = "plain"
 HARD_TABLE = "hard"
-ALIASES = (SHELF, PLAIN_TABLE, HARD_TABLE)
+MANY = "many"
+ALIASES = (SHELF, PLAIN_TABLE, HARD_TABLE, MANY)
+COUNT = 1100
 OPEN, CLOSED = "open", "closed"
 LARGE = 24 * 1024 * 1024
 PLAIN = tuple(f"zone={OPEN}/part-{number:02}.parquet" for number in range(23))
 SPECIAL = tuple(
-    f"zone={OPEN}/{name}.parquet"
+    f"zone={OPEN}/hard/{name}.parquet"
     for name in (
         "a b+c",
         "per%20cent%2F",
@@ -59,7 +62,8 @@ class Shelf:
 
 def make() -> Shelf:
     """The tables' objects. `shelf` holds all names, for readers of objects and files; the others are for
-    readers of whole tables: `plain` has files in each zone, `hard` the hard names."""
+    readers of whole tables: `plain` has files in each zone, `hard` the hard names. `many` has more files than
+    a page of a listing."""
     bodies: dict[str, bytes] = {}
     rows: dict[str, tuple[int, int]] = {}
     layout = {
@@ -79,17 +83,26 @@ def make() -> Shelf:
     )
     for alias, paths in layout.items():
         data = [*paths, WHOLE] if alias == SHELF else list(paths)
-        bodies[f"{alias}/_delta_log/{0:020}.json"] = _commit(
-            {path: len(bodies[f"{alias}/{path}"]) for path in data}
-        )
+        bodies[_log(alias)] = _commit({path: len(bodies[f"{alias}/{path}"]) for path in data})
+    names = [f"zone={OPEN}/{number:04}" for number in range(COUNT)]
+    bodies |= {f"{MANY}/{name}": b"." for name in names}
+    bodies[_log(MANY)] = _commit(dict.fromkeys(names, 1))
     return Shelf(bodies, rows)
 
 
 def write(store: Store, shelf: Shelf) -> None:
     """Put the objects into the store's bucket."""
     client = store.boto3()
-    for key, body in shelf.bodies.items():
-        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+    def put(item: tuple[str, bytes]) -> None:
+        client.put_object(Bucket=BUCKET, Key=item[0], Body=item[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, shelf.bodies.items()))
+
+
+def _log(alias: str) -> str:
+    return f"{alias}/_delta_log/{0:020}.json"
 
 
 def _parquet(identifiers: range) -> bytes:

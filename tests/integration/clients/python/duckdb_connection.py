@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import duckdb
 
 from delta_proxy.demo import extension
@@ -25,4 +27,6 @@ def connection(at: At) -> duckdb.DuckDBPyConnection:
         f"ENDPOINT '{host}', URL_STYLE '{url_style}', USE_SSL false{session})"
     )
     # paste to here
+    if "http_proxy" in os.environ:
+        con.execute(f"SET http_proxy = '{os.environ['http_proxy']}'")
     return con

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow.fs
 import pyarrow.parquet as pq
 
@@ -21,6 +23,7 @@ def connect(at: At) -> Operations:
         secret_key=secret_key,
         session_token=token,
         force_virtual_addressing=style == "virtual",
+        proxy_options=os.environ.get("http_proxy"),
     )
     # paste to here
 
