@@ -234,6 +234,20 @@ def test_a_table_in_the_place_of_another_is_seen_at_once(small: MemoryProxy) -> 
     assert small.get("t/a").status == 404
 
 
+def test_a_path_that_was_denied_in_a_table_is_granted_in_the_one_that_took_its_place(
+    small: MemoryProxy,
+) -> None:
+    put(small, 1, add("c", p="red"))
+    assert small.get("t/b").status == 403
+    small.clock.advance(1)
+    del small.store.objects[f"t/_delta_log/{1:020d}.json"]
+    lines = (PROTOCOL, metadata("p", identity="another"), add("b", p="green"))
+    small.store.put(COMMIT, b"\n".join(map(orjson.dumps, lines)))
+    small.list("t/_delta_log/")
+    assert b'"b"' in small.get(COMMIT).body
+    assert small.get("t/b").status == 200
+
+
 @pytest.mark.parametrize("use", ["log", "vector"])
 def test_log_files_and_deletion_vectors_are_never_redirected(tmp_path: pathlib.Path, use: str) -> None:
     made = MemoryProxy(tmp_path / "cache", {"t": GREEN}, get_mode=GetMode.PRESIGNED_URL)
