@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -32,17 +33,21 @@ print(json.dumps(upload(**json.loads(sys.argv[1]))))
 
 @attrs.frozen
 class Measured:
-    """One way: MiB/s to the store and through the proxy, by how many MiB the proxy grew."""
+    """One way: MiB/s to the store and through the proxy, by how many MiB the proxy grew at most, and what
+    one GiB costs it in seconds of processor time.
+    """
 
     direct: float
     proxied: float
     grown: float
+    seconds: float
 
     def __str__(self) -> str:
         ratio = self.proxied / self.direct
         return (
             f"{self.direct:7.0f} MiB/s direct {self.proxied:7.0f} MiB/s proxied "
-            f"{ratio:5.2f} {'ok' if ratio >= _GOAL else 'SLOW'} grown {self.grown:5.1f} MiB"
+            f"{ratio:5.2f} {'ok' if ratio >= _GOAL else 'SLOW'} grown {self.grown:5.1f} MiB "
+            f"cpu {self.seconds:5.2f} s/GiB"
         )
 
 
@@ -67,19 +72,26 @@ def measured(
     store: servers.Store, proxy: servers.Proxy, way: str, file: pathlib.Path, times: int
 ) -> Measured:
     """The best of some, in turn."""
-    direct, proxied, grown = 0.0, 0.0, 0.0
+    direct, proxied, grown, busy = 0.0, 0.0, 0.0, float("inf")
     for _ in range(times):
         direct = max(direct, uploaded(store, way, file, servers.BUCKET))
-        before = proxy.resident_bytes()
+        before, started = proxy.resident_bytes(), _busy(proxy)
         proxied = max(proxied, uploaded(proxy, way, file, "datalake"))
         grown = max(grown, (_peak(proxy) - before) / _MIB)
-    return Measured(direct, proxied, grown)
+        busy = min(busy, (_busy(proxy) - started) * 1024 * _MIB / file.stat().st_size)
+    return Measured(direct, proxied, grown, busy)
 
 
 def _peak(proxy: servers.Proxy) -> int:
     """The most that the process has held in memory so far (proc(5), VmHWM)."""
     lines = pathlib.Path(f"/proc/{proxy.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _busy(proxy: servers.Proxy) -> float:
+    """Seconds of processor time of the process so far (proc(5), utime and stime)."""
+    fields = pathlib.Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

@@ -222,6 +222,7 @@ class _Table:
         self._build_seconds = 0.0
         self._building: Flight[TableIndex] | None = None
         self._built_at = 0.0
+        self._built_mark = 0
         self._listing: Flight[TableIndex] | None = None
         self._next_listing: Flight[TableIndex] | None = None
         self._listed_at = float("-inf")
@@ -284,7 +285,8 @@ class _Table:
         return flight
 
     def _failed_just_now(self, flight: Flight[TableIndex]) -> bool:
-        return flight.failed and self._clock.seconds() - self._built_at < _RETRY_SECONDS
+        unchanged = self._mark(self.place.identity) == self._built_mark
+        return flight.failed and unchanged and self._clock.seconds() - self._built_at < _RETRY_SECONDS
 
     def _complete_flight(self) -> Flight[TableIndex]:
         flight = self._completing
@@ -311,13 +313,14 @@ class _Table:
 
     async def _locked(self, work: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
         await self._lock.acquire()
+        marked = self._mark(self.place.identity)
         try:
             return await work()
         except Exception as error:
             _log.warn("table {alias}: {error}", alias=self._alias, error=str(error) or repr(error))
             raise
         finally:
-            self._built_at = self._clock.seconds()
+            self._built_at, self._built_mark = self._clock.seconds(), marked
             self._lock.release()
 
     async def _load_or_build(self) -> TableIndex:

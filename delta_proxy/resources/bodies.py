@@ -29,7 +29,7 @@ from delta_proxy.upstream.writer import Streamed
 
 HELD: Final = 256 * 1024
 """The payloads up to this size in bytes are held until they are verified."""
-_PIECE: Final = 64 * 1024
+_PIECE: Final = 128 * 1024
 
 Fields = tuple[tuple[str, str], ...]
 

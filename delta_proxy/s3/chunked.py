@@ -137,9 +137,9 @@ class ChunkedDecoder:
         """
         if self._state is _State.FAILED:
             raise InvalidRequest("The body was refused before.")
-        self._buffer += data
         released: list[bytes] = []
         try:
+            self._buffer += self._straight(data, released)
             while self._step(released):
                 pass
         except S3Error:
@@ -148,6 +148,14 @@ class ChunkedDecoder:
             self._held.clear()
             raise
         return released
+
+    def _straight(self, data: bytes, released: list[bytes]) -> bytes:
+        """What is left when the beginning went to an open chunk: payload need not pass the buffer."""
+        if self._state is not _State.DATA or self._buffer or not data:
+            return data
+        piece, rest = data[: self._missing], data[self._missing :]
+        self._take(piece, released)
+        return rest
 
     def finish(self) -> tuple[tuple[str, str], ...]:
         """The trailers of a body that has ended. Raises IncompleteBody when it has not come to its end."""
@@ -209,8 +217,12 @@ class ChunkedDecoder:
     def _read_data(self, released: list[bytes]) -> bool:
         if not self._buffer:
             return False
-        piece = bytes(self._buffer[: self._missing])
+        piece = bytes(memoryview(self._buffer)[: self._missing])
         del self._buffer[: len(piece)]
+        self._take(piece, released)
+        return True
+
+    def _take(self, piece: bytes, released: list[bytes]) -> None:
         self._missing -= len(piece)
         if self._signing is None:
             self._release(piece, released)
@@ -219,7 +231,6 @@ class ChunkedDecoder:
             self._held.append(piece)
         if not self._missing:
             self._state = _State.DATA_END
-        return True
 
     def _end_chunk(self, line: bytes, released: list[bytes]) -> None:
         if line:

@@ -10,6 +10,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import attrs
 import boto3
 import botocore.config
 import botocore.exceptions
@@ -24,6 +25,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from delta_proxy import demo
 
+from . import servers
 from .conftest import ProxyFor
 from .servers import (
     ACCESS_KEY,
@@ -243,6 +245,46 @@ def test_a_lost_race_is_told_as_the_store_tells_it(proxy: Proxy) -> None:
         client.put_object(**at, Body=b"{ }", IfNoneMatch="*")
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 412
     assert client.get_object(**at)["Body"].read() == b"{}"
+
+
+@pytest.mark.slow
+def test_every_worker_shows_at_once_what_was_written(gateway_store: Store, tmp_path: pathlib.Path) -> None:
+    restricted = {
+        "accessKey": "AKREADER",
+        "secretKey": "secret-of-reader",
+        "allowedPartitions": {ALIAS: [{"part": ["a", "b"]}]},
+    }
+    writer = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY, "allowedPartitions": {ALIAS: [{}]}}
+    config = servers.configuration(
+        gateway_store,
+        workers=2,
+        tableMapping={ALIAS: STORED},
+        readOnly=False,
+        logView="filtered",
+        users={"writer": writer, "reader": restricted},
+    )
+    with servers.proxy(gateway_store, config, tmp_path) as proxy:
+        reader = attrs.evolve(proxy, access_key="AKREADER", secret_key="secret-of-reader")
+        for turn in range(6):
+            part = "abc"[turn % 3]
+            write_deltalake(
+                THROUGH,
+                rows(10, part, turn * 10),
+                mode="append",
+                partition_by=["part"],
+                storage_options=proxy.storage_options,
+            )
+            wanted = [
+                ("abc"[each % 3], n) for each in range(turn + 1) for n in range(each * 10, each * 10 + 10)
+            ]
+            for _ in range(3):
+                assert numbers(THROUGH, proxy) == sorted(wanted)
+                assert numbers(THROUGH, reader) == sorted(row for row in wanted if row[0] != "c")
+        for turn in range(10):
+            at = {"Bucket": demo.PROXY_BUCKET, "Key": f"{ALIAS}/_delta_log/00000000000000000009.json"}
+            body = b'{"commitInfo":{"turn":%d}}' % turn
+            boto3_client(proxy).put_object(**at, Body=body)
+            assert {boto3_client(proxy).get_object(**at)["Body"].read() for _ in range(4)} == {body}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -457,6 +458,28 @@ def test_a_log_file_that_is_replaced_through_the_proxy_is_read_anew(proxy: Memor
         assert proxy.get(key).body == body
     assert proxy.request("DELETE", f"/datalake/{key}").status == 204
     assert proxy.get(key).status == 404
+
+
+def test_a_table_is_read_as_soon_as_it_is_made_though_there_was_none_a_moment_ago(
+    tmp_path: pathlib.Path,
+) -> None:
+    store: FakeStore = WritableStore(BUCKET)
+    writer = proxy_of(tmp_path, store=store)
+    reader = proxy_of(tmp_path, {"t": parse_filters([{"p": "a"}])}, store=store)
+    key = "t/_delta_log/00000000000000000000.json"
+    assert reader.get(key).status == 404
+    fields = [{"name": "p", "type": "string", "nullable": True, "metadata": {}}]
+    metadata = {
+        "id": "1",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": json.dumps({"type": "struct", "fields": fields}),
+        "partitionColumns": ["p"],
+        "configuration": {},
+    }
+    protocol = {"minReaderVersion": 1, "minWriterVersion": 2}
+    actions = [{"commitInfo": {"timestamp": 1}}, {"protocol": protocol}, {"metaData": metadata}]
+    put(writer, key, "\n".join(map(json.dumps, actions)).encode())
+    assert reader.get(key).status == 200
 
 
 def test_another_process_sees_at_once_what_was_written(tmp_path: pathlib.Path) -> None:
