@@ -31,12 +31,12 @@ from bench.harness import Bars, Claim, Lab, Report, laboratory, markdown
 BENCHMARKS: Final = (
     "serving",
     "small_get",
-    "stream",
+    "bodies",
     "scaling",
     "listing",
     "opening",
-    "connections",
-    "upload",
+    "crowds",
+    "writing",
     "big_tables",
 )
 """Modules of this folder with a function `run(lab) -> Report`, in the order of the report."""

@@ -240,7 +240,7 @@ def wrk(
             "30s",
         ]
         done = subprocess.run(
-            [*command, "-s", str(script), f"http://{peer.netloc}/"],
+            [*command, "-s", str(script), f"{peer.url}/"],
             capture_output=True,
             text=True,
             check=False,
