@@ -64,7 +64,7 @@ async def whole(
     if payload.length > limit:
         raise EntityTooLarge
     pieces: list[bytes] = []
-    while data := await request.read_some():
+    while data := await request.read_some(_PIECE):
         pieces += payload.feed(data)
         if wire is not None:
             wire.append(data)
