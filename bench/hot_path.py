@@ -147,7 +147,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def load(  # noqa: PLR0917 - what wrk is told
-    asked: Sequence[Asked], host: str, pid: int, folder: pathlib.Path, seconds: float, connections: int = 32
+    asked: Sequence[Asked], host: str, pid: int, folder: pathlib.Path, seconds: int, connections: int = 32
 ) -> Figures:
     """Replay the requests for some seconds and tell what they took of the process `pid`."""
     now = datetime.now(UTC)
@@ -160,7 +160,7 @@ def load(  # noqa: PLR0917 - what wrk is told
         wrk,
         "-t1",
         f"-c{connections}",
-        f"-d{seconds:g}s",
+        f"-d{seconds}s",
         "--latency",
         "-s",
         str(script),
@@ -226,7 +226,7 @@ def profiled(
 
 
 def measure(
-    proxy: servers.Proxy, folder: pathlib.Path, *, seconds: float, rounds: int, only: str | None = None
+    proxy: servers.Proxy, folder: pathlib.Path, *, seconds: int, rounds: int, only: str | None = None
 ) -> dict[str, Figures]:
     """The median round of every measurement (of one, with `only`), the rounds interleaved."""
     chosen = {name: asked for name, asked in cases().items() if only in {None, name}}
@@ -248,7 +248,7 @@ def main() -> None:
     """Make the table, start the proxy, print the figures."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--files", type=int, default=1_000_000)
-    options.add_argument("--seconds", type=float, default=5)
+    options.add_argument("--seconds", type=int, default=5)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--only", choices=list(cases()))
     options.add_argument("--profile", type=pathlib.Path)
