@@ -16,7 +16,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from delta_proxy.resources.server import output_marker
+from delta_proxy.resources.channel import output_marker
 
 
 @implementer(IHalfCloseableProtocol)

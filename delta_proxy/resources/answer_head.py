@@ -12,6 +12,7 @@ from functools import lru_cache
 from twisted.web import http
 from twisted.web.http_headers import Headers
 
+SERVER = b"DeltaS3Proxy"
 _LINE_BREAKS = re.compile(r"\r\n|\r|\n")
 
 
