@@ -36,7 +36,21 @@ def as_plain(proxy: Proxy, key: str, body: bytes) -> Upload:
     return plain(proxy, key, body)
 
 
-WAYS: list[Callable[[Proxy, str, bytes], Upload]] = [as_plain, signed_chunks, trailed_chunks]
+def over_https(proxy: Proxy, key: str, body: bytes) -> Upload:
+    """As boto3 sends it over https: a trailer, and no length of the whole."""
+    upload = trailed_chunks(proxy, key, body)
+    pieces = (upload.body[start : start + 70_000] for start in range(0, len(upload.body), 70_000))
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    fields = (*upload.without("content-length").fields, ("Transfer-Encoding", "chunked"))
+    return Upload(upload.method, upload.target, fields, chunked)
+
+
+WAYS: list[Callable[[Proxy, str, bytes], Upload]] = [
+    as_plain,
+    signed_chunks,
+    trailed_chunks,
+    over_https,
+]
 
 
 @pytest.mark.parametrize("size", SIZES)

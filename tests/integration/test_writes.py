@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -235,6 +236,17 @@ def test_boto3_manages_an_upload_by_hand(proxy: Proxy) -> None:
     done = client.complete_multipart_upload(**at_upload, MultipartUpload={"Parts": parts})
     assert (done["Bucket"], done["Key"]) == (at["Bucket"], at["Key"])
     assert client.get_object(**at)["Body"].read() == body + b"the rest"
+
+
+def test_an_url_that_was_presigned_for_a_put_takes_one(proxy: Proxy, store: Store) -> None:
+    at = {"Bucket": demo.PROXY_BUCKET, "Key": f"{ALIAS}/presigned"}
+    client = boto3_client(proxy, signature_version="s3v4")
+    for size in (10, 700_000):
+        body, url = os.urandom(size), client.generate_presigned_url("put_object", Params=at)
+        request = urllib.request.Request(url, data=body, method="PUT")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == 200
+        assert store.boto3().get_object(Bucket=BUCKET, Key=f"{ROOT}/presigned")["Body"].read() == body
 
 
 def test_a_lost_race_is_told_as_the_store_tells_it(proxy: Proxy) -> None:
