@@ -14,7 +14,8 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS, IRe
 from zope.interface import implementer
 
 from delta_proxy.upstream.http1 import Origin, Pairs, ReadClient
-from delta_proxy.upstream.retry import Timeouts
+from delta_proxy.upstream.relay import drop
+from delta_proxy.upstream.retry import Timeouts, bounded
 
 # Below the 60 s after which stores and load balancers drop an idle connection.
 _KEEP_SECONDS = 55
@@ -23,24 +24,33 @@ _KEEP_SECONDS = 55
 class Reads(Protocol):
     """Sends GET and HEAD, which may be repeated."""
 
-    def request(self, method: str, origin: Origin, target: str, fields: Pairs) -> Deferred[IResponse]:
-        """The answer's head; cancelling it ends the request. `fields` go as they are, Host among them."""
+    def request(
+        self, method: str, origin: Origin, target: str, fields: Pairs, seconds: float
+    ) -> Deferred[IResponse]:
+        """The answer's head; cancelling it ends the request. `fields` go as they are, Host among them.
+
+        Fails with TookTooLong after so many seconds.
+        """
         ...
 
 
 class AgentReads:
     """Reads by an agent: the way for what is no socket, and what `ReadClient` is held to."""
 
-    def __init__(self, agent: IAgent) -> None:
+    def __init__(self, agent: IAgent, clock: IReactorTime) -> None:
         self._agent = agent
+        self._clock = clock
 
-    def request(self, method: str, origin: Origin, target: str, fields: Pairs) -> Deferred[IResponse]:
+    def request(
+        self, method: str, origin: Origin, target: str, fields: Pairs, seconds: float
+    ) -> Deferred[IResponse]:
         """The answer's head."""
         wire = WireHeaders()
         for name, value in fields:
             wire.addRawHeader(name.encode("latin-1"), value.encode("latin-1"))
         url = f"{origin[0]}://{origin[1]}{target}".encode("ascii")
-        return self._agent.request(method.encode("ascii"), url, wire, None)
+        sending = self._agent.request(method.encode("ascii"), url, wire, None)
+        return bounded(sending, self._clock, seconds, drop)
 
 
 class _AbortingTransport(ProtocolWrapper):
@@ -138,11 +148,14 @@ def make_agent(
 def make_reads(
     reactor: IReactorTime,
     *,
+    clock: IReactorTime | None = None,
     connections: int = 256,
     timeouts: Timeouts | None = None,
     policy: IPolicyForHTTPS | None = None,
 ) -> ReadClient:
     """A client for reads that keeps up to `connections` idle connections an origin; trust as `make_agent`
-    has it.
+    has it. Its own timers are the clock's, if one is given.
     """
-    return ReadClient(reactor, _endpoints(reactor, timeouts, policy, aborting=False), connections=connections)
+    return ReadClient(
+        clock or reactor, _endpoints(reactor, timeouts, policy, aborting=False), connections=connections
+    )

@@ -238,7 +238,7 @@ class Upstream:
         queue: int = 1024,
     ) -> None:
         self.agent = agent
-        self.reads = AgentReads(agent) if reads is None else reads
+        self.reads = AgentReads(agent, clock) if reads is None else reads
         self.splicing = splicing
         self.pacing = Pacing(clock, random, timeouts or Timeouts(), policy or RetryPolicy())
         self.defer_to_pool = defer_to_pool
@@ -467,8 +467,7 @@ class TableClient:
         clock, timeouts = self._pacing.clock, self._pacing.timeouts
         started = clock.seconds()
         try:
-            sending = self._send(request, signed)
-            response = await bounded(sending, clock, timeouts.connect + timeouts.first_byte, drop)
+            response = await self._send(request, signed, timeouts.connect + timeouts.first_byte)
         except LOST as error:
             self._observe(request, type(error).__name__, started)
             self._log_failure(request.operation, error)
@@ -480,11 +479,11 @@ class TableClient:
         seconds = self._pacing.clock.seconds() - started
         self._upstream.observer.request_finished(request.operation, outcome, seconds)
 
-    def _send(self, request: StoreRequest, signed: Signed) -> Deferred[IResponse]:
+    def _send(self, request: StoreRequest, signed: Signed, seconds: float) -> Deferred[IResponse]:
         at = signed.at
         if not request.control:
-            origin = (at.scheme, at.host)
-            return self._upstream.reads.request(request.method, origin, signed.target, signed.fields)
+            origin, fields = (at.scheme, at.host), signed.fields
+            return self._upstream.reads.request(request.method, origin, signed.target, fields, seconds)
         answer: Deferred[Any] = self._upstream.control.request(
             request.method,
             signed.url,
@@ -494,7 +493,7 @@ class TableClient:
             # Only its own time-out would need one; without it treq imports the global reactor.
             reactor=self._pacing.clock,  # type: ignore[arg-type]
         )
-        return answer
+        return bounded(answer, self._pacing.clock, seconds, drop)
 
     async def signed(self, request: StoreRequest) -> Signed:
         """The request, signed now. Raises S3Error when there are no credentials."""

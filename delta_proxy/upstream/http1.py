@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionClosed
+from twisted.internet.error import ConnectionAborted, ConnectionClosed
 from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
@@ -39,6 +39,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgentEndpointFactory, IResponse
 from zope.interface import implementer
 
 from delta_proxy.upstream.reply_head import END, BadReply, ReplyHead, check_incomplete, parse_reply_head
+from delta_proxy.upstream.retry import TookTooLong
 
 Pairs = tuple[tuple[str, str], ...]
 Origin = tuple[str, str]
@@ -133,24 +134,47 @@ _NOTHING_LEFT = _NothingLeft()
 class _Exchange:
     """One request on its way to its answer; on a second connection when the first one was dead."""
 
-    def __init__(self, origin: Origin, data: bytes, *, bodiless: bool) -> None:
+    def __init__(
+        self, origin: Origin, data: bytes, clock: IReactorTime, seconds: float, *, bodiless: bool
+    ) -> None:
         self.origin = origin
+        self._seconds = seconds
+        self._timer: IDelayedCall | None = clock.callLater(seconds, self._expired)
         self.data = data
         self.bodiless = bodiless
         self.connecting: Deferred[Any] | None = None
         self.connection: Connection | None = None
         self.answered: Deferred[IResponse] = Deferred(self._cancel)
 
+    def answer(self, reply: Reply) -> None:
+        """The head has come."""
+        self.connection = None
+        self._stop_waiting()
+        self.answered.callback(cast(IResponse, reply))
+
     def fail(self, reason: Failure) -> None:
         """There will be no answer."""
         self.connection = None
+        self._stop_waiting()
         if not self.answered.called:
             self.answered.errback(reason)
 
+    def _stop_waiting(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _expired(self) -> None:
+        self._timer = None
+        self._give_up(TookTooLong(f"nothing within {self._seconds} s"))
+
     def _cancel(self, _: Deferred[IResponse]) -> None:
+        self._give_up(CancelledError())
+
+    def _give_up(self, error: Exception) -> None:
         connecting, self.connecting = self.connecting, None
         connection, self.connection = self.connection, None
-        self.answered.errback(CancelledError())
+        self.fail(Failure(error))
         if connecting is not None:
             connecting.cancel()
         if connection is not None:
@@ -163,9 +187,9 @@ class ReadClient:
     """
 
     def __init__(
-        self, reactor: IReactorTime, endpoints: IAgentEndpointFactory, *, connections: int = 256
+        self, clock: IReactorTime, endpoints: IAgentEndpointFactory, *, connections: int = 256
     ) -> None:
-        self._reactor = reactor
+        self._clock = clock
         self._endpoints = endpoints
         self._most = connections
         self._idle: dict[Origin, deque[Connection]] = {}
@@ -173,14 +197,17 @@ class ReadClient:
         self._sweeping: IDelayedCall | None = None
         self._closing: Deferred[None] | None = None
 
-    def request(self, method: str, origin: Origin, target: str, fields: Pairs) -> Deferred[IResponse]:
+    def request(
+        self, method: str, origin: Origin, target: str, fields: Pairs, seconds: float
+    ) -> Deferred[IResponse]:
         """The answer's head; cancelling it aborts the connection. `fields` go as they are, Host among them.
 
-        Fails with a ConnectError when there is no connection, with ResponseFailed when no answer comes over
-        it, or none of HTTP's (then BadReply is among its reasons). Raises ValueError for a target or a field
-        that HTTP cannot carry.
+        Fails with TookTooLong after so many seconds, with a ConnectError when there is no connection, with
+        ResponseFailed when no answer comes over it, or none of HTTP's (then BadReply is among its reasons).
+        Raises ValueError for a target or a field that HTTP cannot carry.
         """
-        exchange = _Exchange(origin, head_of(method, target, fields), bodiless=method == "HEAD")
+        data = head_of(method, target, fields)
+        exchange = _Exchange(origin, data, self._clock, seconds, bodiless=method == "HEAD")
         connection = self._kept(origin)
         if connection is None:
             self.connect(exchange)
@@ -204,6 +231,11 @@ class ReadClient:
         self._tell_closed()
         return closed
 
+    @property
+    def closing(self) -> bool:
+        """Whether no more connections are wanted."""
+        return self._closing is not None
+
     def connect(self, exchange: _Exchange) -> None:
         """Send the request over a new connection."""
         scheme, netloc = exchange.origin
@@ -221,10 +253,10 @@ class ReadClient:
         idle = self._idle.setdefault(connection.origin, deque())
         if len(idle) >= self._most or self._closing is not None:
             return False
-        connection.idle_since = self._reactor.seconds()
+        connection.idle_since = self._clock.seconds()
         idle.append(connection)
         if self._sweeping is None:
-            self._sweeping = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
+            self._sweeping = self._clock.callLater(_SWEEP_SECONDS, self._sweep)
         return True
 
     def lost(self, connection: Connection) -> None:
@@ -247,13 +279,13 @@ class ReadClient:
     def _sweep(self) -> None:
         """Close what has been idle for too long; one timer for all costs no request anything."""
         self._sweeping = None
-        oldest = self._reactor.seconds() - KEEP_SECONDS
+        oldest = self._clock.seconds() - KEEP_SECONDS
         for idle in self._idle.values():
             while idle and idle[0].idle_since <= oldest:
                 idle.popleft().retire()
         self._idle = {origin: idle for origin, idle in self._idle.items() if idle}
         if self._idle:
-            self._sweeping = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
+            self._sweeping = self._clock.callLater(_SWEEP_SECONDS, self._sweep)
 
     def _tell_closed(self) -> None:
         if self._closing is not None and not self._all and not self._closing.called:
@@ -309,9 +341,11 @@ class Connection(Protocol):
         self._socket = plain_socket(self.transport)
         if first is None or first.answered.called:
             self.abort()
-        else:
-            first.connecting = None
-            self.ask(first)
+            return
+        first.connecting = None
+        self.ask(first)
+        if self._client.closing:
+            self.abort()
 
     def ask(self, exchange: _Exchange) -> None:
         """Send a request."""
@@ -377,11 +411,13 @@ class Connection(Protocol):
             self._tell_lost()
 
     def abort(self) -> None:
-        """Reset the connection; nobody is told anything more."""
+        """Reset the connection. Who waits for a head is told, who takes a body is not."""
         if self._gone:
             return
         self._gone = True
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.fail(Failure(ConnectionAborted()))
         self._in_body = False
         self._receiver = None
         self._held = b""
@@ -474,21 +510,20 @@ class Connection(Protocol):
             self._buffer = rest
 
     def _begin(self, exchange: _Exchange, head: ReplyHead, rest: bytes) -> None:
-        exchange.connection = None
         self._interim = 0
         self._keep = self._keep and head.persistent
         length = head.length
         if length is not None and length <= len(rest):
             # Kept for others before anybody is told: whoever asks next finds it free.
             self._release(rest[length:])
-            exchange.answered.callback(cast(IResponse, Reply(head, None, rest[:length])))
+            exchange.answer(Reply(head, None, rest[:length]))
             return
         self._in_body = True
         self._lost = None
         self._held = rest
         self._remaining = length
         self._decoder = _ChunkedTransferDecoder(self._pass_on, self._body_over) if head.chunked else None
-        exchange.answered.callback(cast(IResponse, Reply(head, self, None)))
+        exchange.answer(Reply(head, self, None))
         if self._in_body and self._receiver is None:
             self.pauseProducing()
 
@@ -533,6 +568,7 @@ class Connection(Protocol):
             self.resumeProducing()
 
     def _refuse(self, exchange: _Exchange, error: BadReply) -> None:
+        self._exchange = None
         self.abort()
         exchange.fail(Failure(ResponseFailed([Failure(error)])))
 

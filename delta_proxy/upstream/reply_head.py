@@ -25,9 +25,11 @@ _BEGINNING = b"HTTP/1."
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _MOST_FIELDS = 256
 _NO_BODY = frozenset({204, 304})
-_CONNECTION = frozenset(
+# Content-Length, and the fields of the connection (RFC 9110 section 7.6.1), which end here.
+_FRAMING = frozenset(
     {
-        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer"),
+        *("transfer-encoding", "upgrade"),
     }
 )
 
@@ -61,13 +63,31 @@ def parse_reply_head(block: bytes, *, bodiless: bool) -> ReplyHead:
     if match is None:
         raise BadReply("the head is malformed")
     minor, digits, rows = match.groups()
-    fields = tuple(
-        (name.lower(), value.strip(" \t"))
-        for name, _, value in (row.partition(":") for row in rows.decode("latin-1").split("\r\n")[1:])
-    )
-    if len(fields) > _MOST_FIELDS:
+    status, modern = int(digits), minor == b"1"
+    without_body = status in _NO_BODY or status < 200
+    kept: list[tuple[str, str]] = []
+    lengths: set[str] = set()
+    codings: list[str] = []
+    persistent = modern
+    for row in rows.decode("latin-1").split("\r\n")[1:]:
+        name, _, value = row.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        if name not in _FRAMING:
+            kept.append((name, value))
+        elif name == "content-length":
+            lengths.add(value)
+            if not without_body:
+                kept.append((name, value))
+        elif name == "transfer-encoding":
+            codings.append(value.lower())
+        elif name == "connection" and "close" in {token.strip() for token in value.lower().split(",")}:
+            persistent = False
+    if len(kept) > _MOST_FIELDS:
         raise BadReply("the head has too many fields")
-    return _framed(int(digits), fields, modern=minor == b"1", bodiless=bodiless)
+    length, chunked = _length(lengths, codings, modern=modern)
+    if without_body or bodiless:
+        length, chunked = 0, False
+    return ReplyHead(status, Headers(tuple(kept)), length, chunked, persistent)
 
 
 def check_incomplete(buffered: bytes) -> None:
@@ -76,26 +96,6 @@ def check_incomplete(buffered: bytes) -> None:
         raise BadReply("the head does not end")
     if not buffered.startswith(_BEGINNING[: len(buffered)]):
         raise BadReply("this is not HTTP/1")
-
-
-def _framed(status: int, fields: tuple[tuple[str, str], ...], *, modern: bool, bodiless: bool) -> ReplyHead:
-    lengths = {value for name, value in fields if name == "content-length"}
-    codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
-    tokens = {
-        token.strip().lower() for name, value in fields if name == "connection" for token in value.split(",")
-    }
-    without_body = status in _NO_BODY or status < 200
-    kept = Headers(
-        tuple(
-            field
-            for field in fields
-            if field[0] not in _CONNECTION and not (without_body and field[0] == "content-length")
-        )
-    )
-    length, chunked = _length(lengths, codings, modern=modern)
-    if without_body or bodiless:
-        length, chunked = 0, False
-    return ReplyHead(status, kept, length, chunked, modern and "close" not in tokens)
 
 
 def _length(lengths: set[str], codings: list[str], *, modern: bool) -> tuple[int | None, bool]:

@@ -59,11 +59,14 @@ class Slots:
             raise
 
     async def _place(self, semaphore: DeferredSemaphore) -> DeferredSemaphore:
-        if not semaphore.tokens and len(semaphore.waiting) >= self._queue:
+        if semaphore.tokens:
+            # As acquire does it, without a Deferred for what need not wait.
+            semaphore.tokens -= 1
+            return semaphore
+        if len(semaphore.waiting) >= self._queue:
             raise SlowDown()
         place = semaphore.acquire()
-        if not place.called:
-            place.addTimeout(self._seconds, self._clock)
+        place.addTimeout(self._seconds, self._clock)
         try:
             await place
         except TimeoutError:

@@ -82,7 +82,7 @@ class Rig:
     ) -> None:
         self.notes = Notes()
         self.pool: HTTPConnectionPool = make_pool(reactor)
-        self.reads: ReadClient | None = make_reads(reactor) if lean else None
+        self.reads: ReadClient | None = make_reads(reactor, clock=clock) if lean else None
         self.upstream = Upstream(
             make_agent(reactor, self.pool),
             clock or reactor,
@@ -123,7 +123,7 @@ class Rig:
         self.upstream.agent = make_agent(reactor, self.pool, policy=policy)
         lean = self.reads is not None
         self.reads = make_reads(reactor, policy=policy) if lean else None
-        self.upstream.reads = self.reads or AgentReads(self.upstream.agent)
+        self.upstream.reads = self.reads or AgentReads(self.upstream.agent, reactor)
 
 
 def answer(

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 
 from delta_proxy.upstream.http1 import KEEP_SECONDS, Connection, ReadClient, head_of
+from delta_proxy.upstream.retry import TookTooLong
 
 from .conftest import MakeStore
 from .parts import Call, Rig, answer, cuts, in_reactor, sends, soon
@@ -80,7 +81,7 @@ class Lab:
 
     def ask(self, method: str = "GET") -> Asked:
         """Send a request."""
-        return Asked(self.client.request(method, ORIGIN, "/b/k", (("host", "store"),)))
+        return Asked(self.client.request(method, ORIGIN, "/b/k", (("host", "store"),), 30))
 
     @property
     def lines(self) -> list[tuple[Connection, Wire]]:
@@ -304,10 +305,21 @@ def test_idle_connections_are_bounded_in_number_and_in_time() -> None:
 
 def test_a_cancelled_request_ends_its_connection() -> None:
     lab = Lab()
-    answered = lab.client.request("GET", ORIGIN, "/", ())
+    answered = lab.client.request("GET", ORIGIN, "/", (), 30)
     answered.addErrback(lambda _: None)
     answered.cancel()
 
+    assert lab.lines[0][1].aborted
+
+
+def test_an_answer_that_does_not_come_is_waited_for_only_so_long() -> None:
+    lab = Lab()
+    asked = lab.ask()
+    lab.clock.advance(29)
+    assert asked.failure is None
+    lab.clock.advance(1)
+
+    assert isinstance(asked.failure, TookTooLong)
     assert lab.lines[0][1].aborted
 
 
@@ -361,7 +373,7 @@ async def test_a_body_that_waits_when_its_connection_ends_is_cut(rig: Rig, make_
 
     store = make_store(halves)
     reply = await rig.upstream.reads.request(
-        "GET", ("http", store.endpoint.removeprefix("http://")), "/", (("host", "x"),)
+        "GET", ("http", store.endpoint.removeprefix("http://")), "/", (("host", "x"),), 30
     )
     await soon()
     body = Body()

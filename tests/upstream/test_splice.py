@@ -380,6 +380,6 @@ async def test_a_reply_that_is_here_already_has_no_connection(rig: Rig, make_sto
     """It has gone back to the pool: pausing or aborting the body must not touch it."""
     store = make_store(sends(answer(b"small")))
     origin = ("http", store.endpoint.removeprefix("http://"))
-    reply = cast(Reply, await rig.upstream.reads.request("GET", origin, "/", (("host", "x"),)))
+    reply = cast(Reply, await rig.upstream.reads.request("GET", origin, "/", (("host", "x"),), 30))
 
     assert (reply.whole, reply.connection) == (b"small", None)
