@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
 from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.errors import (
@@ -88,7 +89,8 @@ async def test_a_streamed_body_arrives_whole(rig: Rig, make_store: MakeStore) ->
 
 @in_reactor
 async def test_a_store_that_does_not_read_stops_the_source(make_rig: MakeRig, make_store: MakeStore) -> None:
-    rig = make_rig(timeouts=Timeouts(idle=0.5))
+    clock = Clock()
+    rig = make_rig(clock=clock)
     store = make_store(lambda call: call.line.wire.pauseProducing())
     sent: list[int] = []
 
@@ -97,8 +99,16 @@ async def test_a_store_that_does_not_read_stops_the_source(make_rig: MakeRig, ma
             await outgoing.write(BLOCK)
             sent.append(len(BLOCK))
 
+    writer = TableWriter(rig.table(store.endpoint))
+    work = Deferred.fromCoroutine(writer.send(put(streamed(endless, 1_000_000))))
+    await store.call(1)
+    before = -1
+    while before != len(sent):
+        before = len(sent)
+        await soon(0.2)
+    clock.advance(Timeouts().idle + 1)
     with pytest.raises(ServiceUnavailable):
-        await TableWriter(rig.table(store.endpoint)).send(put(streamed(endless, 1_000_000)))
+        await work
     # What the kernel's buffers and the transport hold, no more.
     assert sum(sent) < 64 << 20
     store.lines[0].wire.resumeProducing()
@@ -164,9 +174,16 @@ async def test_a_write_whose_answer_is_lost_is_not_repeated(rig: Rig, make_store
 
 @in_reactor
 async def test_a_store_that_does_not_answer_is_given_up(make_rig: MakeRig, make_store: MakeStore) -> None:
-    rig, store = make_rig(timeouts=Timeouts(first_byte=0.3)), make_store(silent)
+    clock = Clock()
+    rig, store = make_rig(clock=clock), make_store(silent)
+    work = Deferred.fromCoroutine(TableWriter(rig.table(store.endpoint)).send(put(b"body")))
+    await store.call(1)
+    while not received(store.calls[0]):
+        await soon(0.01)
+    await soon(0.01)
+    clock.advance(Timeouts().first_byte + 1)
     with pytest.raises(ServiceUnavailable):
-        await TableWriter(rig.table(store.endpoint)).send(put(b"body"))
+        await work
     await store.lines[0].lost
 
 
