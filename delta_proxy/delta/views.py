@@ -246,9 +246,10 @@ class LogViews:
 
     def _begin_ahead(self, alias: str, grant: Grant) -> None:
         """Make the views of the newest checkpoint while the table's index is being built."""
+        if self._cache.at_hand(alias) is not None:
+            return
         slot, flying = (alias, grant.fingerprint), (not each.landed for each in self._ahead.values())
-        index = self._cache.at_hand(alias)
-        if index is None and not grant.is_relative and slot not in self._ahead and sum(flying) < _AHEAD:
+        if not grant.is_relative and slot not in self._ahead and sum(flying) < _AHEAD:
             flight = Flight(self._make_ahead(self._tables[alias], grant, self._now()))
             flight.wait().addErrback(_expected)
             _remember(self._ahead, slot, flight)
