@@ -1,0 +1,1 @@
+"""Lines of Spark, what they need, and the program that they run."""
