@@ -39,6 +39,8 @@ def session(jars: str, settings: Mapping[str, str]) -> Spark:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "2",
         "spark.databricks.delta.snapshotPartitions": "2",
+        # VACUUM lists with as many tasks, 10000 unless told.
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.ui.enabled": "false",
