@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from .conftest import ProxyFor
 from .servers import ACCESS_KEY, BUCKET, SECRET_KEY, Proxy, Store
 from .uploading import Upload, answered, plain, signed_chunks, trailed_chunks
 
+MIB = 1024 * 1024
 SIZES = [3_000, 1_500_000]
 PREFIX = "uploads"
 
@@ -181,3 +183,23 @@ def test_a_part_that_lies_is_no_part_of_its_upload(proxy: Proxy, store: Store) -
     asked = {"Bucket": BUCKET, "Key": f"{PREFIX}/parts", "UploadId": upload_id}
     assert client.list_parts(**asked).get("Parts", []) == []
     client.abort_multipart_upload(**asked)
+
+
+@pytest.mark.slow
+def test_a_gigabyte_in_one_request_passes_in_little_memory(proxy: Proxy, store: Store) -> None:
+    if store.kind == "moto":
+        pytest.skip("moto holds what it stores in memory")
+    head = plain(proxy, "up/large", b"", "UNSIGNED-PAYLOAD").without("content-length")
+    head = head.with_fields(("Content-Length", str(1024 * MIB)))
+    before, block, most = proxy.resident_bytes(), os.urandom(MIB), 0
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=120) as connection:
+        connection.sendall(head.wire())
+        for number in range(1024):
+            connection.sendall(block)
+            if number % 64 == 0:
+                most = max(most, proxy.resident_bytes())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    client = store.boto3()
+    assert client.head_object(Bucket=BUCKET, Key=f"{PREFIX}/large")["ContentLength"] == 1024 * MIB
+    client.delete_object(Bucket=BUCKET, Key=f"{PREFIX}/large")
+    assert most - before < 32 * MIB
