@@ -1,7 +1,7 @@
 """TCP ports for the servers that tests start: nobody else gets them between the choice and the listening.
 
-The ports lie below the range from which the system gives outgoing connections theirs, and each is reserved by
-a lock on a file for as long as this process lives, so that parallel runs of the tests do not meet.
+The ports lie above the demo's and below those that the system gives outgoing connections. Each is reserved
+by a lock on a file for as long as this process lives, so that parallel runs of the tests do not meet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import socket
 import tempfile
 
-_LOWEST, _BEHIND = 10_240, 32_000
+_LOWEST, _BEHIND = 20_000, 32_000
 _choice = random.SystemRandom()
 _reserved: list[int] = []
 
