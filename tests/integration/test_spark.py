@@ -151,8 +151,12 @@ def spark(line: Line, told: Mapping[str, str], folder: pathlib.Path) -> Iterator
         try:
             yield Spark(process, folder)
         finally:
-            # The end of its commands is the end of the process.
-            process.communicate(timeout=120)
+            # The end of its commands is the end of the process, and that of its JVM.
+            try:
+                process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
 
 
 def store_settings(store: Store) -> dict[str, str]:
