@@ -26,9 +26,9 @@ class Program:
     `rule` names the client of s3/user_agents.py it is. `operations` are those its program has. `command`
     gives the command to run, and may raise Unavailable; `sources` are the files that the lines to paste come
     from, `sections` the blocks of these that are the program's own, None for all; `version` is what is shown.
-    `virtual` says why it does not use virtual-host style, None if it does.
-    `most_denied` bounds its requests for one denied key. `faults` says, by the label of a step, why the
-    client fails at it before any S3 server.
+    `virtual` says why it does not use virtual-host style, None if it does; `resolves`, that it finds such
+    hosts by itself. `most_denied` bounds its requests for one denied key. `faults` says, by the label of a
+    step, why the client fails at it before any S3 server.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Program:
     environment: Mapping[str, str] = attrs.field(factory=dict)
     options: Mapping[str, Any] = attrs.field(factory=dict)
     sections: frozenset[str] | None = None
+    resolves: bool = False
     slow: bool = True
 
     @property
@@ -53,12 +54,23 @@ class Program:
 
     def lines(self) -> str:
         """The lines to paste: what stands between the markers of its sources, each block dedented."""
-        return "\n".join(
+        texts = [source.read_text() for source in self.sources]
+        blocks = [
             block
-            for source in self.sources
-            for section, block in pasted(source.read_text())
+            for text in texts
+            for section, block in pasted(text)
             if self.sections is None or section in self.sections
-        )
+        ]
+        leading = [line for text in texts for line in imports(text)] if self.language == "python" else []
+        return "\n".join([*leading, *([""] if leading else []), *blocks])
+
+
+def imports(text: str) -> list[str]:
+    """The lines by which a Python program imports its client."""
+    found = re.findall(r"^(?:import|from) ([a-z_0-9]+).*$", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if re.match(r"(import|from) [a-z_0-9]", line)]
+    known = sys.stdlib_module_names | {"delta_proxy"}
+    return [line for name, line in zip(found, lines, strict=True) if name not in known]
 
 
 def pasted(text: str) -> list[tuple[str, str]]:
@@ -71,7 +83,7 @@ def pasted(text: str) -> list[tuple[str, str]]:
             inside = False
         elif line.endswith("paste from here"):
             inside = True
-            word = line.removesuffix("paste from here").strip(" #/:")
+            word = line.removesuffix("paste from here").strip("\t #/:")
             blocks.append((word, []))
         elif inside:
             blocks[-1][1].append(line)
@@ -144,6 +156,7 @@ PROGRAMS: tuple[Program, ...] = (
         before=_DUCKDB,
         most_denied=6,
         faults={"special": "delta_scan takes the ? of a name for the start of a query"},
+        virtual="delta_scan leaves the bucket out where it reads the log",
     ),
     _python(
         "duckdb httpfs",
@@ -202,7 +215,7 @@ def _go_module(name: str, module: str) -> Callable[[], str]:
         for line in (HERE / "go" / name / "go.mod").read_text().splitlines():
             words = line.removeprefix("require").split()
             if words[:1] == [module]:
-                return f"{module.rpartition('/')[2]} {words[1]}"
+                return words[1]
         raise LookupError(module)
 
     return version
@@ -259,6 +272,7 @@ def _java_v2(http: str, **more: Any) -> Program:
         sections=frozenset({"netty"} if http == "netty" else {"sync", http}),
         version=_jar("v2"),
         options={"http": http},
+        resolves=True,
         **more,
     )
 
@@ -346,6 +360,7 @@ PROGRAMS += (
         command=_java("V1"),
         sources=(HERE / "java" / "src" / "main" / "java" / "V1.java",),
         version=_jar("v1"),
+        resolves=True,
     ),
     _java_v2("apache"),
     _java_v2("apache5"),

@@ -3,7 +3,9 @@ import { createHash } from "node:crypto";
 import { text } from "node:stream/consumers";
 
 import { HttpProxyAgent } from "http-proxy-agent";
+// paste from here
 import { GetObjectCommand, HeadObjectCommand, S3Client, paginateListObjectsV2 } from "@aws-sdk/client-s3";
+// paste to here
 
 // By the local helper: HttpProxyAgent, because others make a tunnel that the helper cannot look into.
 const httpProxy = process.env.HTTP_PROXY;
@@ -11,13 +13,16 @@ const requestHandler = httpProxy ? { httpAgent: new HttpProxyAgent(httpProxy) } 
 
 function connect({ endpoint, region, accessKey, secretKey, token, style }) {
   // paste from here
-  const client = new S3Client({
+  const options = {
     endpoint,
     region,
     credentials: { accessKeyId: accessKey, secretAccessKey: secretKey, sessionToken: token },
     forcePathStyle: style === "path",
-    requestHandler,
-  });
+  };
+  // paste to here
+  Object.assign(options, { requestHandler });
+  // paste from here
+  const client = new S3Client(options);
   // paste to here
   return client;
 }

@@ -14,6 +14,7 @@ from .steps import At, Operations, body, main
 def connect(at: At) -> Operations:
     """The operations of boto3's transfer manager."""
     endpoint, region, access_key, secret_key, token, bucket, style = at
+    # paste from here
     s3 = boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -23,6 +24,7 @@ def connect(at: At) -> Operations:
         aws_session_token=token,
         config=Config(s3={"addressing_style": style}),
     )
+    # paste to here
 
     def read(key: str) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:

@@ -14,18 +14,25 @@ from .steps import At
 def connection(at: At) -> duckdb.DuckDBPyConnection:
     """A connection with httpfs, delta, and a secret for the endpoint."""
     endpoint, region, access_key, secret_key, token, _, style = at
+    # paste from here
     con = duckdb.connect()
+    # paste to here
     con.execute("SET autoinstall_known_extensions = false")
     for name in ("httpfs", "delta"):
         con.execute(f"LOAD '{extension(name)}'")
-    host = endpoint.removeprefix("http://")
-    session = f", SESSION_TOKEN '{token}'" if token else ""
-    url_style = "vhost" if style == "virtual" else "path"
     # paste from here
-    con.execute(
-        f"CREATE SECRET (TYPE s3, KEY_ID '{access_key}', SECRET '{secret_key}', REGION '{region}', "
-        f"ENDPOINT '{host}', URL_STYLE '{url_style}', USE_SSL false{session})"
+    host = endpoint.removeprefix("http://")
+    secret = (
+        f"TYPE s3, KEY_ID '{access_key}', SECRET '{secret_key}', REGION '{region}', "
+        f"ENDPOINT '{host}', URL_STYLE 'path', USE_SSL false"
     )
+    # paste to here
+    if token is not None:
+        secret += f", SESSION_TOKEN '{token}'"
+    if style == "virtual":
+        secret = secret.replace("URL_STYLE 'path'", "URL_STYLE 'vhost'")
+    # paste from here
+    con.execute(f"CREATE SECRET ({secret})")
     # paste to here
     if "http_proxy" in os.environ:
         con.execute(f"SET http_proxy = '{os.environ['http_proxy']}'")

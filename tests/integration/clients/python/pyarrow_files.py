@@ -13,18 +13,20 @@ from .steps import At, Operations, body, keys, main, rows
 def connect(at: At) -> Operations:
     """Reading with pyarrow."""
     endpoint, region, access_key, secret_key, token, bucket, style = at
-    host = endpoint.removeprefix("http://")
     # paste from here
-    filesystem = pyarrow.fs.S3FileSystem(
-        endpoint_override=host,
-        scheme="http",
-        region=region,
-        access_key=access_key,
-        secret_key=secret_key,
-        session_token=token,
-        force_virtual_addressing=style == "virtual",
-        proxy_options=os.environ.get("http_proxy"),
-    )
+    options = {
+        "endpoint_override": endpoint.removeprefix("http://"),
+        "scheme": "http",
+        "region": region,
+        "access_key": access_key,
+        "secret_key": secret_key,
+        "session_token": token,
+        "force_virtual_addressing": style == "virtual",
+    }
+    # paste to here
+    options["proxy_options"] = os.environ.get("http_proxy")
+    # paste from here
+    filesystem = pyarrow.fs.S3FileSystem(**options)
     # paste to here
 
     def read(key: str) -> dict[str, object]:

@@ -28,7 +28,10 @@ fn connect(job: &Value) -> object_store::Result<AmazonS3> {
     if let Some(token) = job["token"].as_str() {
         builder = builder.with_token(token);
     }
-    builder.build()
+    // paste from here
+    let store = builder.build()?;
+    // paste to here
+    Ok(store)
 }
 
 fn told(body: &[u8]) -> Value {

@@ -32,26 +32,30 @@ final class V2 {
 
     private static SdkHttpClient http(String name) {
         switch (name) {
-            case "apache":
+            case "apache": {
                 // apache: paste from here
-                SdkHttpClient apache = ApacheHttpClient.create();
+                SdkHttpClient http = ApacheHttpClient.create();
                 // apache: paste to here
-                return apache;
-            case "apache5":
+                return http;
+            }
+            case "apache5": {
                 // apache5: paste from here
-                SdkHttpClient apache5 = Apache5HttpClient.create();
+                SdkHttpClient http = Apache5HttpClient.create();
                 // apache5: paste to here
-                return apache5;
-            case "url-connection":
+                return http;
+            }
+            case "url-connection": {
                 // url-connection: paste from here
-                SdkHttpClient urlConnection = UrlConnectionHttpClient.create();
+                SdkHttpClient http = UrlConnectionHttpClient.create();
                 // url-connection: paste to here
-                return urlConnection;
-            default:
+                return http;
+            }
+            default: {
                 // crt: paste from here
-                SdkHttpClient crt = AwsCrtHttpClient.create();
+                SdkHttpClient http = AwsCrtHttpClient.create();
                 // crt: paste to here
-                return crt;
+                return http;
+            }
         }
     }
 
@@ -82,8 +86,8 @@ final class V2 {
             }
 
             public InputStream get(String bucket, String key, String range) {
-                GetObjectRequest asked = GetObjectRequest.builder().bucket(bucket).key(key).range(range).build();
                 // sync: paste from here
+                GetObjectRequest asked = GetObjectRequest.builder().bucket(bucket).key(key).range(range).build();
                 InputStream body = s3.getObject(asked);
                 // sync: paste to here
                 return body;
@@ -119,8 +123,8 @@ final class V2 {
             }
 
             public InputStream get(String bucket, String key, String range) {
-                GetObjectRequest asked = GetObjectRequest.builder().bucket(bucket).key(key).range(range).build();
                 // netty: paste from here
+                GetObjectRequest asked = GetObjectRequest.builder().bucket(bucket).key(key).range(range).build();
                 InputStream body = s3.getObject(asked, AsyncResponseTransformer.toBlockingInputStream()).join();
                 // netty: paste to here
                 return body;
