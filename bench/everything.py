@@ -131,7 +131,9 @@ def document(outcomes: Iterable[Outcome], *, load: str, quick: bool) -> str:
     ]
     if quick:
         parts.append(
-            "**This was a quick run on small tables: its figures only show that the benchmarks run.**"
+            "**This was a quick run (`bin/bench --quick`): smaller tables, shorter runs, fewer rounds.** "
+            "Where its machine was busy with other work, as its load average tells, rates and latencies "
+            "say little, and even processor times are some times what they are on a quiet one."
         )
     parts += ["## Machine", machine(), load]
     parts += [
@@ -211,8 +213,10 @@ def main() -> None:
             # A store of its own for each: what one left behind must not slow the next.
             with laboratory(folder, quick=options.quick) as lab:
                 outcomes.append(run_one(name, lab))
-    load = f"Load average of the machine before the run {before[0]:.1f}, after it {os.getloadavg()[0]:.1f}."
-    print(write(outcomes, into, load=load, quick=options.quick))
+            # After each: a run that is ended early leaves what it has found.
+            load = f"Load average before the run {before[0]:.1f}, at its end {os.getloadavg()[0]:.1f}."
+            page = write(outcomes, into, load=load, quick=options.quick)
+    print(page)
     sys.exit(any(outcome.problem for outcome in outcomes))
 
 
