@@ -2,6 +2,9 @@
 # .venv, installs the package there with EXTRA (which brings the INCLUDED extras along), and leaves its path in $venv.
 # Nothing outside the checkout is touched. A second run finds the stamps and installs nothing.
 
+# Where bytecode is not kept, as in many containers, every process that a test starts compiles its libraries anew.
+unset PYTHONDONTWRITEBYTECODE
+
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 venv=$root/.venv
 
