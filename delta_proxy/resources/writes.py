@@ -4,6 +4,7 @@ Who may write is decided before the first byte of the body is asked for. Keys, b
 them in documents are the client's on the way back, the store's on the way there.
 """
 
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
@@ -160,9 +161,10 @@ class _Write:
     def _document(self, written: Written, name: str, fields: Fields) -> Answer:
         """The store's document with the client's names in it."""
         bucket, key = self.services.settings.addressing.bucket, self.s3.key
-        place = f"//{self.s3.host}{object_path(bucket, key)}"
+        scheme = "https" if self._request.isSecure() else "http"
+        place = f"{scheme}://{self.s3.host}{object_path(bucket, key)}"
         told = document(written, write_xml.document_of)
-        texts = {"Bucket": bucket, "Key": key, "Location": f"http:{place}"}
+        texts = {"Bucket": bucket, "Key": key, "Location": place}
         return Answer(200, (*fields, *XML), write_xml.rewritten(told, name, texts, _OWNERS))
 
 
