@@ -378,7 +378,10 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the store."""
-        if self._in_body:
+        if self._in_body and self._receiver is None:
+            # TLS hands on every record of one read, paused or not: they are kept for whoever takes the body.
+            self._held += data
+        elif self._in_body:
             self._take(data)
         elif (exchange := self._exchange) is not None:
             self._buffer = self._buffer + data if self._buffer else data
@@ -403,12 +406,13 @@ class Connection(Protocol):
             else:
                 exchange.fail(Failure(ResponseFailed([reason])))
         elif self._in_body:
-            self._in_body = False
             if self._remaining is None and self._decoder is None:
                 # Only the end of the connection ends it: nobody can tell whether it is whole.
                 reason = _UNFRAMED
             self._lost = reason
-            self._tell_lost()
+            if self._receiver is not None:
+                # Without one, what is held goes first to whoever takes the body.
+                self._end_lost()
 
     def abort(self) -> None:
         """Reset the connection. Who waits for a head is told, who takes a body is not."""
@@ -439,7 +443,7 @@ class Connection(Protocol):
         if held and self._in_body:
             self._take(held)
         if self._lost is not None:
-            self._tell_lost()
+            self._end_lost()
         elif self._in_body and self._receiver is receiver:
             self.resumeProducing()
 
@@ -463,7 +467,7 @@ class Connection(Protocol):
     @property
     def remaining(self) -> int | None:
         """How many bytes of the body have not come yet; None when that is unknown, or there is no body."""
-        return self._remaining if self._in_body and not self._held else None
+        return self._remaining if self._in_body and not self._held and not self._gone else None
 
     @property
     def plain(self) -> socket.socket | None:
@@ -519,6 +523,7 @@ class Connection(Protocol):
             exchange.answer(Reply(head, None, rest[:length]))
             return
         self._in_body = True
+        self._receiver = None
         self._lost = None
         self._held = rest
         self._remaining = length
@@ -562,7 +567,7 @@ class Connection(Protocol):
     def _release(self, extra: bytes) -> None:
         """The body ended; the connection is kept unless the store closes it or sent more than a body."""
         self._reused = True
-        if extra or not self._keep or not self._client.release(self):
+        if extra or self._gone or not self._keep or not self._client.release(self):
             self.abort()
         else:
             self.resumeProducing()
@@ -578,7 +583,9 @@ class Connection(Protocol):
         if receiver is not None:
             receiver.connectionLost(reason)
 
-    def _tell_lost(self) -> None:
+    def _end_lost(self) -> None:
+        """The connection went before the body was over, unless what was held of it was the rest."""
         receiver, self._receiver = self._receiver, None
+        self._in_body = False
         if receiver is not None and self._lost is not None:
             receiver.connectionLost(self._lost)

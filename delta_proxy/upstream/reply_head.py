@@ -75,9 +75,9 @@ def parse_reply_head(block: bytes, *, bodiless: bool) -> ReplyHead:
         if name not in _FRAMING:
             kept.append((name, value))
         elif name == "content-length":
-            lengths.add(value)
-            if not without_body:
+            if not without_body and value not in lengths:
                 kept.append((name, value))
+            lengths.add(value)
         elif name == "transfer-encoding":
             codings.append(value.lower())
         elif name == "connection" and "close" in {token.strip() for token in value.lower().split(",")}:

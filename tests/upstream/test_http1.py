@@ -24,6 +24,7 @@ from .conftest import MakeStore
 from .parts import Call, Rig, answer, cuts, in_reactor, sends, soon
 
 ORIGIN = ("http", "store")
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nmine\r\n0\r\n\r\n"
 
 
 class Wire(StringTransport):
@@ -79,9 +80,10 @@ class Lab:
         self.endpoints = Endpoints()
         self.client = ReadClient(self.clock, self.endpoints, connections=2)  # type: ignore[arg-type]
 
-    def ask(self, method: str = "GET") -> Asked:
+    def ask(self, method: str = "GET", *, at_once: bool = True) -> Asked:
         """Send a request."""
-        return Asked(self.client.request(method, ORIGIN, "/b/k", (("host", "store"),), 30))
+        answered = self.client.request(method, ORIGIN, "/b/k", (("host", "store"),), 30)
+        return Asked(answered, at_once=at_once)
 
     @property
     def lines(self) -> list[tuple[Connection, Wire]]:
@@ -90,17 +92,24 @@ class Lab:
 
 
 class Asked:
-    """A request and what became of it; its body is taken as soon as there is one."""
+    """A request and what became of it; its body is taken at once, or when `take` is called."""
 
-    def __init__(self, answered: Deferred[Any]) -> None:
+    def __init__(self, answered: Deferred[Any], *, at_once: bool = True) -> None:
+        self._at_once = at_once
+        self._reply: Any = None
         self.status: int | None = None
         self.failure: BaseException | None = None
         self.body = Body()
         answered.addCallbacks(self._answered, self._failed)
 
     def _answered(self, reply: Any) -> None:
-        self.status = reply.code
-        reply.deliverBody(self.body)
+        self.status, self._reply = reply.code, reply
+        if self._at_once:
+            self.take()
+
+    def take(self) -> None:
+        """Take the body."""
+        self._reply.deliverBody(self.body)
 
     def _failed(self, failure: Failure) -> None:
         self.failure = failure.value
@@ -153,6 +162,56 @@ def test_a_body_is_what_its_framing_says_however_it_is_cut(
     lab.ask()
     assert len(lab.lines) == 1
     assert not wire.aborted
+
+
+@given(
+    st.binary(min_size=1, max_size=40),
+    st.lists(st.integers(0, 500), max_size=6),
+    st.sampled_from(["length", "chunked", "cut"]),
+    st.booleans(),
+)
+def test_a_body_that_comes_before_anybody_takes_it_is_kept_for_who_does(
+    body: bytes, cuts_at: list[int], framing: str, lost: bool
+) -> None:
+    """As TLS has it: every record of one read is handed on, also to a connection that is paused."""
+    lab = Lab()
+    asked = lab.ask(at_once=False)
+    connection, _ = lab.lines[0]
+    if framing == "chunked":
+        sent = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+            len(body),
+            body,
+        )
+    else:
+        sent = answer(body)[: -1 if framing == "cut" else None]
+    for piece in pieces(sent, cuts_at):
+        connection.dataReceived(piece)
+    if lost or framing == "cut":
+        connection.connectionLost(Failure(ConnectionDone()))
+    other = lab.ask()
+    lab.lines[-1][0].dataReceived(answer(b"of another") if lab.lines[-1][0] is not connection else b"")
+    asked.take()
+
+    expected = body[:-1] if framing == "cut" else body
+    assert (asked.status, asked.body.data, asked.whole) == (200, expected, framing != "cut")
+    assert other.body.data in {b"", b"of another"}
+
+
+@pytest.mark.parametrize("framed", [answer(b"mine"), CHUNKED], ids=["length", "chunked"])
+def test_a_body_taken_late_leaves_the_connection_to_the_next_answer(framed: bytes) -> None:
+    lab = Lab()
+    late = lab.ask(at_once=False)
+    connection, wire = lab.lines[0]
+    for piece in pieces(framed, list(range(len(framed)))):
+        connection.dataReceived(piece)
+    late.take()
+    following = lab.ask()
+    connection.dataReceived(answer(b"the next one's"))
+
+    assert (late.body.data, late.whole) == (b"mine", True)
+    assert (following.body.data, following.whole) == (b"the next one's", True)
+    assert len(lab.lines) == 1
+    assert wire.producerState == "producing"
 
 
 @given(st.binary(min_size=1, max_size=40), st.lists(st.integers(0, 500), max_size=4), st.data())

@@ -141,3 +141,7 @@ def test_any_bytes_are_a_head_or_refused(block: bytes) -> None:
     except BadReply:
         return
     assert head.length is None or head.length >= 0
+
+
+def test_a_length_that_is_told_twice_is_passed_on_once() -> None:
+    assert parsed("Content-Length: 5", "Content-Length: 5").headers.all("content-length") == ("5",)
