@@ -47,7 +47,10 @@ class Asking:
 
 
 class Identity:
-    """Makes the parts for a configuration; keeps the database's state and the issuer's keys at hand."""
+    """Makes the parts for a configuration; keeps the database's state and the issuer's keys at hand.
+
+    `list_key` (secret bytes) vouches for list tokens where there are no secret keys; None makes one.
+    """
 
     def __init__(
         self,
@@ -56,12 +59,13 @@ class Identity:
         reactor: Any,
         defer_to_pool: Callable[..., Deferred[Any]],
         upstream: Upstream,
+        list_key: bytes | None = None,
     ) -> None:
         self._reactor = reactor
         self._upstream = upstream
         self._signing_keys = SigningKeys()
         self._sessions = None if config.secret_keys is None else SessionTokens(config.secret_keys)
-        self._list_key = _list_key(config.secret_keys)
+        self._list_key = _list_key(config.secret_keys, list_key)
         self._verifier: tuple[Sts, OidcVerifier] | None = None
         self._feed = _feed(config, reactor, defer_to_pool) if config.database_enabled else None
 
@@ -126,10 +130,15 @@ class Identity:
         return await fetch(self._upstream, url, limit=MAX_DOCUMENT_BYTES)
 
 
-def _list_key(keys: SecretKeys | None) -> bytes:
+def new_list_key() -> bytes:
+    """What vouches for list tokens in the processes that are given it."""
+    return os.urandom(32)
+
+
+def _list_key(keys: SecretKeys | None, given: bytes | None) -> bytes:
     """What vouches for list tokens: the same in all replicas that have keys in common."""
     if keys is None:
-        return os.urandom(32)
+        return given or new_list_key()
     return hmac.digest(keys.keys[0], b"delta-s3-proxy list token", hashlib.sha256)
 
 

@@ -170,7 +170,11 @@ class ProxyService(MultiService):
         self._chains: dict[str | None, BotocoreCredentials] = {}
         self._credentials = CredentialCheck()
         self._identity = Identity(
-            config, reactor=reactor, defer_to_pool=self._defer_to_pool, upstream=self._upstream
+            config,
+            reactor=reactor,
+            defer_to_pool=self._defer_to_pool,
+            upstream=self._upstream,
+            list_key=None if end is None else end.given.list_key,
         )
         self._audit = _open_audit(config.audit, self._report)
         directory = private_directory(config.cache.directory)

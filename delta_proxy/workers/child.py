@@ -56,12 +56,17 @@ class Working(Protocol):
         """Drain and end."""
 
 
+def _of_hex(text: str) -> bytes:
+    return bytes.fromhex(text)
+
+
 @attrs.frozen
 class Given:
     """What the parent gives a worker that starts.
 
     `start` is the text of the configuration that the parent started with, `current` of the one in force;
-    `listener` the descriptor of the socket that listens; `log` the file that standard error is, if it is one.
+    `listener` the descriptor of the socket that listens; `log` the file that standard error is, if it is one;
+    `list_key` what vouches for list tokens in all workers, on the link in hexadecimal.
     """
 
     number: int
@@ -69,6 +74,7 @@ class Given:
     current: str
     listener: int
     log: str | None
+    list_key: bytes = attrs.field(converter=_of_hex, repr=False)
 
     def config(self, environ: Mapping[str, str]) -> Config:
         """The configuration in force. Raises ConfigError."""

@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 
 from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import Config, parse, read
+from delta_proxy.identity import new_list_key
 from delta_proxy.metrics import CONTENT_TYPE, render_workers
 from delta_proxy.reload import Refused, Reload
 from delta_proxy.resources.health import Checks, metrics_site
@@ -79,6 +80,8 @@ class ParentService(MultiService):
         self._started_at = reactor.seconds()
         self._start_text = self._text = self._fresh_text = setting.text
         self._log_file = None if setting.log is None else SharedLogFile(setting.log)
+        # A page may be asked of another worker than the one before it.
+        self._list_key = new_list_key()
         self._listener: socket.socket | None = None
         self._figures: Path | None = None
         self._supervisor = Supervisor(
@@ -238,6 +241,7 @@ class ParentService(MultiService):
             "current": self._text,
             "listener": LISTENER,
             "log": self._setting.log,
+            "list_key": self._list_key.hex(),
         }
 
 

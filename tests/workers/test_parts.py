@@ -136,7 +136,7 @@ def test_the_socket_listens_before_any_worker_runs() -> None:
 
 def test_a_replacement_answers_by_the_configuration_in_force_and_keeps_what_needs_a_restart() -> None:
     fresh = text(audit="/var/log/second", denyByDefault=True)
-    config = Given(1, text(), fresh, 4, None).config(ENVIRON)
+    config = Given(1, text(), fresh, 4, None, "00").config(ENVIRON)
     assert config.deny_by_default
     assert config.audit == "/var/log/first"
 
@@ -201,7 +201,7 @@ def worker() -> tuple[Proxy, Connected]:
     ours, theirs = socket.socketpair()
     with ours:
         given = {"number": 1, "start": text(), "current": text(), "listener": 4, "log": None}
-        send_now(ours, given)
+        send_now(ours, {**given, "list_key": "00"})
         end = WorkerEnd(theirs.detach(), ENVIRON)
     proxy, parent = Proxy(), Connected()
     end.attach(proxy, parent)
@@ -248,7 +248,7 @@ def test_a_worker_whose_parent_is_gone_ends(worker: tuple[Proxy, Connected]) -> 
 
 def test_a_configuration_that_became_wrong_is_an_error_of_the_start() -> None:
     with pytest.raises(ConfigError):
-        Given(1, text(), "{", 4, None).config(ENVIRON)
+        Given(1, text(), "{", 4, None, "00").config(ENVIRON)
 
 
 def test_the_end_of_a_process_is_told_in_words() -> None:
