@@ -23,12 +23,15 @@ from delta_proxy.s3.errors import AccessDenied, InvalidArgument, MissingContentL
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import payload_of
 from delta_proxy.upstream.forward import Route
+from delta_proxy.upstream.relay import UpstreamResponse
 from delta_proxy.upstream.upload import Outgoing, Source
 
 if TYPE_CHECKING:
     from delta_proxy.resources.forward import Forwarding, ForwardResource
 
 _COPIES = frozenset({Operation.COPY_OBJECT, Operation.UPLOAD_PART_COPY})
+_UNDONE = frozenset({400, 401, 403})
+"""What a store answers that has stored nothing, to anybody who knows an access key: it must cost nothing."""
 _PIECE = 64 * 1024
 
 
@@ -55,13 +58,26 @@ class ForwardedWrite:
             paths = [await self._admitted(principal, self._s3.key or self._s3.param("prefix") or "")]
         if self._s3.operation in _COPIES:
             self._check_source(principal)
+        upstream = await self._sent(paths, length, source)
         try:
-            upstream = await self._forwarding.forwarder.write(self._route, self._s3, length, source)
-        finally:
+            if upstream.status not in _UNDONE:
+                await self._tell(paths)
+            if upstream.status >= 300:
+                annotate(self._request, decision="refused", reason=f"the store answered {upstream.status}")
+            return self._resource.handed_on(upstream)
+        except BaseException:
+            upstream.discard()
+            raise
+
+    async def _sent(
+        self, paths: list[tuple[str, str]], length: int | None, source: Source | None
+    ) -> UpstreamResponse:
+        try:
+            return await self._forwarding.forwarder.write(self._route, self._s3, length, source)
+        except BaseException:
+            # Nobody knows what became of it.
             await self._tell(paths)
-        if upstream.status >= 300:
-            annotate(self._request, decision="refused", reason=f"the store answered {upstream.status}")
-        return self._resource.handed_on(upstream)
+            raise
 
     async def _admitted(self, principal: Principal, key: str) -> tuple[str, str]:
         """The table and path of a key that may be written to. Raises S3Error."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,7 @@ from delta_proxy.resources.root import RootResource
 from delta_proxy.resources.server import S3Site
 from delta_proxy.resources.services import Anonymous, Services, Settings
 from delta_proxy.resources.writing import Writing
+from delta_proxy.s3.errors import ServiceUnavailable
 from delta_proxy.s3.headers import Headers
 from delta_proxy.s3.request import S3Request
 from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD, Credentials, SigningKeys, canonical_query, sign
@@ -30,6 +32,7 @@ from delta_proxy.upstream.stores import StoreConfig, TableLocation
 from tests.s3.wire import ADDRESSING, NOW, REGION, Pairs
 
 HOST = "store.test:9000"
+COMMIT = "/lake/t/a/_delta_log/1.json"
 LOCATIONS = {
     alias: TableLocation("lake", f"t/{alias}", StoreConfig(f"http://{HOST}")) for alias in ("a", "b")
 }
@@ -39,31 +42,37 @@ USERS = [
 ]
 
 
-class Accepted:
-    """An answer of the store."""
+class Answered:
+    """An answer of the store; `given_up` once nobody is to read it."""
 
-    status = 200
     headers = Headers((("etag", '"1"'), ("content-length", "0")))
 
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.given_up = False
+
     def discard(self) -> None:
-        """Nothing to give up."""
+        self.given_up = True
 
     async def send_body(self, consumer: Any) -> int:
         return 0
 
 
 class Store:
-    """Remembers the writes that reach it, with the bytes of their bodies."""
+    """Remembers the writes that reach it, with the bytes of their bodies, and what it answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = 200, failure: Exception | None = None) -> None:
+        self.answer, self._failure = Answered(status), failure
         self.writes: list[tuple[S3Request, int | None, bytes]] = []
 
-    async def write(self, route: Route, s3: S3Request, length: int | None, source: Any) -> Accepted:
+    async def write(self, route: Route, s3: S3Request, length: int | None, source: Any) -> Answered:
         body = _Body()
         if source is not None:
             await source(body)
         self.writes.append((s3, length, body.received))
-        return Accepted()
+        if self._failure is not None:
+            raise self._failure
+        return self.answer
 
 
 class _Body:
@@ -104,6 +113,7 @@ def ask(
     key: str = "AKALICE",
     read_only: bool = False,
     chunked: bool = False,
+    mark: Callable[[str], None] | None = None,
 ) -> tuple[int, list[str]]:
     """The status of a signed request in absolute form, and the aliases that were told to have changed."""
     told: list[str] = []
@@ -114,7 +124,7 @@ def ask(
     writing = Writing(
         cast(Any, {alias: Writer(location) for alias, location in LOCATIONS.items()}),
         cast(Any, NoProbes()),
-        told.append,
+        mark or told.append,
         cast(Any, maybeDeferred),
     )
     services = Services(
@@ -174,6 +184,32 @@ def test_what_may_not_be_written_never_reaches_the_store(options: dict[str, Any]
     store = Store()
     assert ask(store, "PUT", **options)[0] == status
     assert store.writes == []
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(200, ["a"]), (412, ["a"]), (500, ["a"]), (400, []), (401, []), (403, [])]
+)
+def test_only_a_write_that_may_have_been_carried_out_is_told_of(status: int, told: list[str]) -> None:
+    assert ask(Store(status), "PUT", COMMIT, b"{}") == (status, told)
+
+
+def test_a_write_is_told_of_when_nobody_knows_what_became_of_it() -> None:
+    assert ask(Store(failure=ServiceUnavailable()), "PUT", COMMIT, b"{}") == (503, ["a"])
+
+
+def test_a_redirect_that_is_not_handed_on_holds_no_connection() -> None:
+    store = Store(307)
+    assert ask(store, "PUT", COMMIT, b"{}")[0] == 503
+    assert store.answer.given_up
+
+
+def test_an_answer_that_is_not_handed_on_because_of_a_fault_holds_no_connection() -> None:
+    def broken(alias: str) -> None:
+        raise RuntimeError(alias)
+
+    store = Store()
+    assert ask(store, "PUT", COMMIT, b"{}", mark=broken)[0] == 500
+    assert store.answer.given_up
 
 
 def deletion(*keys: str) -> bytes:
