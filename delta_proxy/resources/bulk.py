@@ -19,6 +19,7 @@ from delta_proxy.s3 import errors, write_xml
 from delta_proxy.s3.checksums import encoded
 from delta_proxy.s3.errors import (
     AccessDenied,
+    InternalError,
     InvalidArgument,
     InvalidRequest,
     MethodNotAllowed,
@@ -86,9 +87,9 @@ class BulkResource(S3Resource):
                 outcomes[key] = Deleted(key, AccessDenied.code, error.default_message)
         if stored:
             try:
-                for name, code in (await _delete_in_store(writer, stored)).items():
-                    if name in stored:
-                        outcomes[stored[name]] = _outcome(stored[name], code)
+                told = await _delete_in_store(writer, stored)
+                for name, key in stored.items():
+                    outcomes[key] = _outcome(key, told.get(name, InternalError.code))
             finally:
                 if self.services.writing is not None:
                     await self.services.writing.written(alias, *paths.values())
@@ -195,7 +196,7 @@ def _outcome(key: str, code: str) -> Deleted:
     known = getattr(errors, code, None) if code else None
     if not code or known is NoSuchKey:
         return Deleted(key)
-    told = known if isinstance(known, type) and issubclass(known, S3Error) else errors.InternalError
+    told = known if isinstance(known, type) and issubclass(known, S3Error) else InternalError
     return Deleted(key, told.code, told.default_message)
 
 

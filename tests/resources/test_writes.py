@@ -313,6 +313,22 @@ def test_a_quiet_deletion_tells_only_what_failed(proxy: MemoryProxy) -> None:
     assert objects(proxy) == {}
 
 
+@pytest.mark.parametrize("named", ["", "<Key/>", "<Key>elsewhere/x</Key>"])
+def test_a_key_that_the_store_does_not_tell_of_is_not_said_to_be_deleted(
+    tmp_path: pathlib.Path, named: str
+) -> None:
+    class Vague(WritableStore):
+        def _delete_many(self, asked: S3Request, request: Any) -> bytes:
+            error = f"<Error>{named}<Code>AccessDenied</Code></Error>"
+            return f"<DeleteResult><Deleted><Key>t/x</Key></Deleted>{error}</DeleteResult>".encode()
+
+    proxy, body = proxy_of(tmp_path, store=Vague(BUCKET)), deletion("t/x", "t/y")
+    answer = post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)})
+    told = {child.tag.rpartition("}")[2]: child[0].text for child in ElementTree.fromstring(answer.body)}
+    assert told == {"Deleted": "t/x", "Error": "t/y"}
+    assert b"<Code>InternalError</Code>" in answer.body
+
+
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
