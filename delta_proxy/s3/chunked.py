@@ -34,6 +34,7 @@ from delta_proxy.s3.verify import (
     STREAMING_SIGNED_TRAILER,
     STREAMING_UNSIGNED_TRAILER,
     Presented,
+    announced_payload,
 )
 
 # A signed chunk is held in memory until its signature is known. SDKs send 64 KiB to 1 MiB.
@@ -41,6 +42,7 @@ MAX_SIGNED_CHUNK = 16 * 1024 * 1024
 MAX_LINE = 4096
 MAX_TRAILERS = 16
 _MAX_LENGTH = 5 * 1024**4
+_AWS_CHUNKED = "aws-chunked"
 TRAILER_SIGNATURE = "x-amz-trailer-signature"
 
 _HEADER = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,15})(?:;chunk-signature=([0-9a-f]{64}))?")
@@ -306,17 +308,24 @@ class ChunkedDecoder:
 
 
 def framing_of(request: S3Request) -> Framing | None:
-    """The aws-chunked framing of a request's body, None for a plain body."""
-    announced = request.headers.get("x-amz-content-sha256")
-    return next((framing for framing in Framing if framing.value == announced), None)
+    """The aws-chunked framing of a request's body, None for a plain body.
+
+    Raises InvalidArgument as `announced_payload`, and InvalidRequest for a body that is said to be framed
+    without saying how: the framing would be stored with it.
+    """
+    announced = announced_payload(request)
+    framing = next((framing for framing in Framing if framing.value == announced), None)
+    if framing is None and _is_said_to_be_framed(request):
+        raise InvalidRequest("An aws-chunked body needs a STREAMING- value in x-amz-content-sha256.")
+    return framing
 
 
 def decoder_for(request: S3Request, signing: ChunkSigning | None) -> ChunkedDecoder | None:
     """The decoder of a request's body, None for a plain body; `signing` as for ChunkedDecoder.
 
-    Raises MissingContentLength without x-amz-decoded-content-length, InvalidArgument when that is no
-    length, and InvalidRequest for trailers that are declared and cannot be, or must be declared and are
-    not.
+    Raises as `framing_of`, MissingContentLength without x-amz-decoded-content-length, InvalidArgument when
+    that is no length, and InvalidRequest for trailers that are declared and cannot be, or must be declared
+    and are not.
     """
     framing = framing_of(request)
     if framing is None:
@@ -331,10 +340,17 @@ def decoder_for(request: S3Request, signing: ChunkSigning | None) -> ChunkedDeco
 
 def plain_encoding(value: str | None) -> str | None:
     """A Content-Encoding without aws-chunked, which is how a body travels and not how it is stored."""
-    kept = [
-        part.strip() for part in (value or "").split(",") if part.strip().lower() not in {"", "aws-chunked"}
-    ]
+    kept = [part for part in _encodings(value or "") if part.lower() != _AWS_CHUNKED]
     return ",".join(kept) or None
+
+
+def _is_said_to_be_framed(request: S3Request) -> bool:
+    values = request.headers.all("content-encoding")
+    return any(part.lower() == _AWS_CHUNKED for value in values for part in _encodings(value))
+
+
+def _encodings(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _decoded_length(request: S3Request) -> int:

@@ -28,8 +28,8 @@ from delta_proxy.s3.errors import (
 )
 from delta_proxy.s3.request import S3Request
 from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD
+from delta_proxy.s3.verify import announced_payload
 
-CONTENT_SHA256 = "x-amz-content-sha256"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_CHECKSUMS = frozenset({"x-amz-checksum-algorithm", "x-amz-checksum-mode", "x-amz-checksum-type"})
 
@@ -103,7 +103,8 @@ def payload_of(
     chunks are verified with; without it they are only read. `checksums` says whether x-amz-checksum-* headers
     are about the body: those of CompleteMultipartUpload are about the object.
 
-    Raises MissingContentLength, InvalidDigest, InvalidRequest and what `decoder_for` raises.
+    Raises MissingContentLength, InvalidDigest, InvalidRequest and what `decoder_for` raises: InvalidArgument
+    for an x-amz-content-sha256 that is not known, with or without a signature.
     """
     decoder = decoder_for(request, signing)
     if decoder is not None and not decoder.declared <= CHECKSUMS.keys():
@@ -131,9 +132,8 @@ def announces_checksum(request: S3Request) -> bool:
 
 
 def _announced_sha256(request: S3Request) -> str | None:
-    hoisted = (value for name, value in request.query if name.lower() == CONTENT_SHA256)
-    announced = request.headers.get(CONTENT_SHA256) or next(hoisted, "")
-    return announced if _SHA256.fullmatch(announced) else None
+    announced = announced_payload(request)
+    return announced if announced is not None and _SHA256.fullmatch(announced) else None
 
 
 def _checksum_headers(request: S3Request) -> list[tuple[str, str]]:

@@ -46,6 +46,7 @@ STREAMING_SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 STREAMING_SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
 STREAMING_UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
 
+_CONTENT_SHA256 = "x-amz-content-sha256"
 _NAMED_PAYLOADS = frozenset(
     {UNSIGNED_PAYLOAD, STREAMING_SIGNED, STREAMING_SIGNED_TRAILER, STREAMING_UNSIGNED_TRAILER}
 )
@@ -161,6 +162,23 @@ def verify(
         raise _mismatch(presented, canonical, text)
 
 
+def announced_payload(request: S3Request) -> str | None:
+    """What a request says of its body in x-amz-content-sha256, a header or hoisted into the query.
+
+    It is a SHA-256, UNSIGNED-PAYLOAD or one of the STREAMING- names; None when it was not sent. Raises
+    InvalidArgument for another value, and for two that contradict each other.
+    """
+    announced = set(request.headers.all(_CONTENT_SHA256))
+    if request.query:
+        announced.update(value for name, value in request.query if name.lower() == _CONTENT_SHA256)
+    if len(announced) > 1:
+        raise InvalidArgument(
+            "x-amz-content-sha256 was sent more than once, with different values.",
+            fields={"ArgumentName": _CONTENT_SHA256},
+        )
+    return _payload_name(next(iter(announced), None))
+
+
 def _refuse_repeated(headers: Headers) -> None:
     """Of some headers there may be one at most."""
     if headers.repeats:
@@ -235,7 +253,7 @@ def _from_query(request: S3Request) -> Presented:
         moment=moment,
         signed_headers=_signed_headers(signed_headers, AuthorizationQueryParametersError),
         signature=provided,
-        payload_hash=_payload_name(_hoisted_payload(query)) or UNSIGNED_PAYLOAD,
+        payload_hash=_payload_name(_hoisted_payload(request)) or UNSIGNED_PAYLOAD,
         expires=_expires(expires),
         session_token=query.get("X-Amz-Security-Token", request.headers.get("x-amz-security-token")),
     )
@@ -319,9 +337,9 @@ def _payload_name(text: str | None) -> str | None:
     )
 
 
-def _hoisted_payload(query: dict[str, str]) -> str | None:
+def _hoisted_payload(request: S3Request) -> str | None:
     """The payload hash that some presigners put into the query."""
-    return next((query[name] for name in query if name.lower() == "x-amz-content-sha256"), None)
+    return next((value for name, value in request.query if name.lower() == _CONTENT_SHA256), None)
 
 
 def _check_scope(presented: Presented, regions: Collection[str] | None, service: str) -> None:

@@ -204,7 +204,28 @@ def test_a_body_without_a_checksum_is_stored_under_the_hash_the_client_signed(pr
     assert proxy.store.requests[-1].headers.get("x-amz-content-sha256") == sha256
 
 
+@pytest.mark.parametrize(
+    ("fields", "query", "expected"),
+    [
+        ({}, "?X-Amz-Content-Sha256=STREAMING-UNSIGNED-PAYLOAD-TRAILER", "MissingContentLength"),
+        ({"x-amz-content-sha256": "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"}, "", "InvalidArgument"),
+        ({"Content-Encoding": "aws-chunked"}, "", "InvalidRequest"),
+    ],
+)
+def test_no_framing_is_stored_with_a_body(
+    proxy: MemoryProxy, fields: dict[str, str], query: str, expected: str
+) -> None:
+    answer = put(proxy, "t/x", b"1\r\nx\r\n0\r\n\r\n", fields, query)
+    assert (code(answer), objects(proxy)) == (expected, {})
+
+
 def test_metadata_goes_with_the_object(proxy: MemoryProxy) -> None:
+    body, checksum = b"1\r\nx\r\n0\r\nx-amz-checksum-crc32:jNwWgw==\r\n\r\n", "x-amz-checksum-crc32"
+    framing = {
+        "x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+        "x-amz-decoded-content-length": "1",
+        "x-amz-trailer": checksum,
+    }
     fields = {
         "Content-Type": "text/plain",
         "Cache-Control": "no-store",
@@ -214,7 +235,8 @@ def test_metadata_goes_with_the_object(proxy: MemoryProxy) -> None:
         "x-amz-storage-class": "STANDARD_IA",
         "x-amz-server-side-encryption": "AES256",
     }
-    assert put(proxy, "t/x", b"x", fields).status == 200
+    assert put(proxy, "t/x", body, {**fields, **framing}).status == 200
+    assert objects(proxy) == {"t/x": b"x"}
     stored = dict(store_of(proxy).fields["t/x"])
     wanted = {name.lower(): value for name, value in fields.items()}
     assert {name: stored.get(name) for name in wanted} == {**wanted, "content-encoding": "gzip"}

@@ -23,6 +23,7 @@ from delta_proxy.s3.chunked import ChunkSigning, Framing
 from delta_proxy.s3.errors import (
     BadDigest,
     IncompleteBody,
+    InvalidArgument,
     InvalidRequest,
     MissingContentLength,
     S3Error,
@@ -34,7 +35,7 @@ from delta_proxy.s3.verify import STREAMING_SIGNED, STREAMING_UNSIGNED_TRAILER
 
 from .test_chunked import SIGNING as EXAMPLE_SIGNING
 from .test_chunked import encode
-from .wire import Pairs, signed
+from .wire import Pairs, presigned, signed
 
 SIGNING = ChunkSigning(b"k" * 32, "20260301T120000Z", "20260301/us-east-1/s3/aws4_request", "5" * 64)
 WAYS = (STREAMING_SIGNED, STREAMING_UNSIGNED_TRAILER)
@@ -83,6 +84,44 @@ def test_the_hash_that_was_signed_must_be_that_of_the_body() -> None:
     assert read(right, BODY) == BODY
     with pytest.raises(XAmzContentSHA256Mismatch):
         read(payload_of(request(content_sha256="0" * 64), len(BODY), None), BODY)
+
+
+def hoisting(*values: str, headers: Pairs = ()) -> S3Request:
+    query = tuple(("X-Amz-Content-Sha256", value) for value in values)
+    return presigned(query=query, headers=headers, method="PUT").parse()
+
+
+def test_a_body_is_read_by_the_framing_that_a_presigned_query_announces() -> None:
+    headers = (("x-amz-decoded-content-length", str(len(BODY))), ("x-amz-trailer", CRC32C))
+    payload = payload_of(hoisting(STREAMING_UNSIGNED_TRAILER, headers=headers), None, None)
+    assert read(payload, framed(STREAMING_UNSIGNED_TRAILER, BODY)) == BODY
+
+
+def test_a_hash_in_a_presigned_query_must_be_that_of_the_body() -> None:
+    assert read(payload_of(hoisting(hashlib.sha256(BODY).hexdigest()), len(BODY), None), BODY) == BODY
+    with pytest.raises(XAmzContentSHA256Mismatch):
+        read(payload_of(hoisting("0" * 64), len(BODY), None), BODY)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "0" * 63, "A" * 64, "unsigned-payload", "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"]
+)
+def test_what_is_announced_in_an_unknown_way_is_refused(value: str) -> None:
+    for asked in (request(content_sha256=value), hoisting(value)):
+        with pytest.raises(InvalidArgument, match="x-amz-content-sha256"):
+            payload_of(asked, len(BODY), None)
+
+
+def test_a_header_and_a_query_that_contradict_each_other_are_refused() -> None:
+    header = (("x-amz-content-sha256", "UNSIGNED-PAYLOAD"),)
+    with pytest.raises(InvalidArgument):
+        payload_of(hoisting(STREAMING_UNSIGNED_TRAILER, headers=header), len(BODY), None)
+
+
+@pytest.mark.parametrize("encoding", ["aws-chunked", "AWS-Chunked", "gzip, aws-chunked"])
+def test_a_framed_body_that_does_not_say_how_is_refused(encoding: str) -> None:
+    with pytest.raises(InvalidRequest):
+        payload_of(request((("content-encoding", encoding),)), len(BODY), None)
 
 
 @pytest.mark.parametrize("length", [len(BODY) - 1, len(BODY) + 1])
