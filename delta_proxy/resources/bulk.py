@@ -104,6 +104,8 @@ class BulkResource(S3Resource):
 
     async def _page(self, writing: Writing, principal: Principal, query: UploadQuery) -> UploadPage:
         """The open uploads of the tables that the principal may write to, one table after another."""
+        if query.max_uploads == 0:
+            return UploadPage()
         uploads: list[OpenUpload] = []
         prefixes: list[str] = []
         for alias in self._listed(principal, query):

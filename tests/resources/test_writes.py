@@ -160,6 +160,13 @@ def test_open_uploads_come_in_pages(proxy: MemoryProxy) -> None:
     assert text(answer, "IsTruncated") == "false"
 
 
+def test_a_page_of_no_uploads_is_empty(proxy: MemoryProxy) -> None:
+    store_of(proxy).uploads["1"] = _upload("t/a")
+    answer = proxy.request("GET", "/datalake?uploads&max-uploads=0")
+    assert (answer.status, text(answer, "IsTruncated"), text(answer, "MaxUploads")) == (200, "false", "0")
+    assert b"<Upload>" not in answer.body
+
+
 @pytest.mark.parametrize("key", ["t", "elsewhere/x", "t/../u/x", "t/a/../../x"])
 def test_nothing_is_written_outside_the_tables(proxy: MemoryProxy, key: str) -> None:
     answer = put(proxy, key, b"x")
