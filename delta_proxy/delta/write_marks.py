@@ -27,8 +27,11 @@ def unmarked(identity: str) -> int:
 
 
 def is_of_the_log(path: str) -> bool:
-    """Whether a write to this path may change the log: a store over a file system walks dot segments."""
-    return path.startswith(LOG_DIRECTORY) or has_dot_segments(path)
+    """Whether a write to this path may change the log.
+
+    A store over a file system walks dot segments and takes slashes in a row for one.
+    """
+    return path.startswith(LOG_DIRECTORY) or "//" in f"/{path}" or has_dot_segments(path)
 
 
 class WriteMarks:

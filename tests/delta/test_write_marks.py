@@ -48,7 +48,17 @@ def test_a_catalog_forgets_what_it_knew_before_a_write(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "is_log"),
-    [(COMMIT, True), ("part-0.parquet", False), ("a/../_delta_log/1.json", True), ("_delta_log", False)],
+    [
+        (COMMIT, True),
+        ("part-0.parquet", False),
+        ("p=1/part-0.parquet", False),
+        ("a/../_delta_log/1.json", True),
+        ("/_delta_log/1.json", True),
+        ("a/..//_delta_log/1.json", True),
+        ("_delta_log//1.json", True),
+        ("a//b", True),
+        ("_delta_log", False),
+    ],
 )
 def test_writes_that_may_reach_the_log_are_known(path: str, is_log: bool) -> None:
     assert is_of_the_log(path) is is_log
