@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import attrs
+from twisted.logger import Logger
 
 from delta_proxy.access.identity import Principal
 from delta_proxy.access.writing import Bar, writing_barred
@@ -17,6 +18,8 @@ from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import AccessDenied, MethodNotAllowed
 from delta_proxy.upstream.spool import DeferToPool
 from delta_proxy.upstream.writer import TableWriter
+
+_log = Logger()
 
 
 @attrs.frozen
@@ -32,9 +35,17 @@ class Writing:
     defer_to_pool: DeferToPool
 
     async def written(self, alias: str, *paths: str) -> None:
-        """Something was written, or may have been: what is remembered of the log does not hold any more."""
+        """Something was written, or may have been: what is remembered of the log does not hold any more.
+
+        A mark that cannot be set is logged: it undoes nothing that the store has accepted.
+        """
         if any(map(is_of_the_log, paths)):
-            await self.defer_to_pool(self.mark, alias)
+            try:
+                await self.defer_to_pool(self.mark, alias)
+            except OSError as error:
+                _log.error(
+                    "{alias}: its log is not marked as written to: {error}", alias=alias, error=str(error)
+                )
 
 
 def let_in(services: Services, principal: Principal, alias: str, request: EdgeRequest) -> Writing:

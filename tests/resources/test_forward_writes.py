@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -201,6 +202,15 @@ def test_a_redirect_that_is_not_handed_on_holds_no_connection() -> None:
     store = Store(307)
     assert ask(store, "PUT", COMMIT, b"{}")[0] == 503
     assert store.answer.given_up
+
+
+def test_a_write_that_the_store_accepted_succeeds_though_it_cannot_be_told_of() -> None:
+    def full(alias: str) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    store = Store()
+    assert ask(store, "PUT", COMMIT, b"{}", mark=full)[0] == 200
+    assert not store.answer.given_up
 
 
 def test_an_answer_that_is_not_handed_on_because_of_a_fault_holds_no_connection() -> None:
