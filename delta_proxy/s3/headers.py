@@ -43,3 +43,11 @@ class Headers:
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._first
+
+
+def wire_text(value: str) -> str:
+    """A header value such that its UTF-8 form is the bytes on the wire, which are what is signed.
+
+    Bytes that are no UTF-8 are surrogates, as "surrogateescape" has them.
+    """
+    return value if value.isascii() else value.encode("latin-1").decode("utf-8", "surrogateescape")

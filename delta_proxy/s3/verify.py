@@ -27,7 +27,7 @@ from delta_proxy.s3.errors import (
     SignatureDoesNotMatch,
     XAmzContentSHA256Mismatch,
 )
-from delta_proxy.s3.headers import Headers
+from delta_proxy.s3.headers import Headers, wire_text
 from delta_proxy.s3.request import S3Request
 from delta_proxy.s3.sigv4 import (
     ALGORITHM,
@@ -430,14 +430,9 @@ def _canonical_line(request: S3Request, name: str) -> str:
     if value is None:
         return ""
     if request.headers.repeats and name != "host":
-        values = [canonical_value(_wire_text(each)) for each in request.headers.all(name)]
+        values = [canonical_value(wire_text(each)) for each in request.headers.all(name)]
         return f"{name}:{','.join(values)}\n"
-    return f"{name}:{canonical_value(_wire_text(value))}\n"
-
-
-def _wire_text(value: str) -> str:
-    """A header value such that its UTF-8 form is the bytes on the wire, which are what the client signed."""
-    return value if value.isascii() else value.encode("latin-1").decode("utf-8", "surrogateescape")
+    return f"{name}:{canonical_value(wire_text(value))}\n"
 
 
 def _mismatch(presented: Presented, canonical: str, text: str) -> SignatureDoesNotMatch:

@@ -45,7 +45,7 @@ from delta_proxy.s3.errors import (
     S3Error,
     ServiceUnavailable,
 )
-from delta_proxy.s3.headers import Headers
+from delta_proxy.s3.headers import Headers, wire_text
 from delta_proxy.upstream.agent import AgentReads, Reads
 from delta_proxy.upstream.credentials import CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION, Address, Origin, address, is_region
@@ -506,7 +506,7 @@ class TableClient:
             at.host,
             at.raw_path,
             request.query,
-            [pair for pair in request.headers if pair[0].startswith("x-amz-")],
+            [(name, wire_text(value)) for name, value in request.headers if name.startswith("x-amz-")],
             request.payload_hash,
             credentials,
             region,

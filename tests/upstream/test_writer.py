@@ -22,12 +22,15 @@ from delta_proxy.s3.errors import (
     S3Error,
     ServiceUnavailable,
 )
+from delta_proxy.s3.request import Addressing, S3Request, parse_request
+from delta_proxy.s3.sigv4 import SigningKeys
+from delta_proxy.s3.verify import presented, verify
 from delta_proxy.upstream.retry import Timeouts
 from delta_proxy.upstream.upload import Outgoing
 from delta_proxy.upstream.writer import Streamed, TableWriter, Write, Written, document
 
 from .conftest import MakeRig, MakeStore
-from .parts import BUCKET, PREFIX, Call, Rig, answer, cuts, in_reactor, sends, silent, soon
+from .parts import BUCKET, CREDENTIALS, PREFIX, Call, Rig, answer, cuts, in_reactor, sends, silent, soon
 
 BLOCK = b"x" * 65536
 BLOCKS = 64
@@ -196,6 +199,32 @@ async def test_the_region_is_learned_and_the_write_sent_again(rig: Rig, make_sto
         "us-east-1",
         "eu-west-1",
     ]
+
+
+@pytest.mark.parametrize("value", ["blå".encode(), b"a  \xff b", "日本".encode()])
+@in_reactor
+async def test_metadata_is_signed_as_the_bytes_that_are_sent(
+    rig: Rig, make_store: MakeStore, value: bytes
+) -> None:
+    store = make_store(sends(answer()))
+    fields = (("x-amz-meta-colour", value.decode("latin-1")),)
+    await TableWriter(rig.table(store.endpoint)).send(put(b"body", headers=fields))
+    request = _parsed(store.calls[0])
+    found = presented(request)
+    assert found is not None
+    assert (request.headers.get("x-amz-meta-colour") or "").encode("latin-1") == value
+    verify(request, found, CREDENTIALS.secret_key, now=found.moment, keys=SigningKeys())
+
+
+def _parsed(call: Call) -> S3Request:
+    line, *rows = call.head.rstrip(b"\r\n").split(b"\r\n")
+    method, target, _ = line.split(b" ")
+    return parse_request(
+        method,
+        target,
+        [(name, value) for name, _, value in (row.partition(b":") for row in rows)],
+        Addressing(BUCKET),
+    )
 
 
 @pytest.mark.parametrize(
