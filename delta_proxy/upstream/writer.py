@@ -158,7 +158,9 @@ class TableWriter:
                 raise self._lost(request, error) from None
             if isinstance(outcome, Written):
                 return outcome
-            if isinstance(write.body, Streamed) or not self.client.learn(outcome, learned):
+            # What a streamed body cannot be sent again for, the next write is signed with.
+            learns = self.client.learn(outcome, learned)
+            if isinstance(write.body, Streamed) or not learns:
                 raise outcome.error
         raise ServiceUnavailable
 

@@ -201,6 +201,20 @@ async def test_the_region_is_learned_and_the_write_sent_again(rig: Rig, make_sto
     ]
 
 
+@in_reactor
+async def test_the_region_that_refuses_a_streamed_body_is_what_the_next_write_is_signed_for(
+    rig: Rig, make_store: MakeStore
+) -> None:
+    moved = answer(status="301 Moved Permanently", etag=None, headers={"x-amz-bucket-region": "eu-west-1"})
+    store = make_store(sends(moved), sends(answer()))
+    writer = TableWriter(rig.table(store.endpoint))
+    with pytest.raises(S3Error):
+        await writer.send(put(streamed(all_of_it)))
+    await writer.send(put(b"body"))
+    regions = [str(call.header("authorization")).split("/")[2] for call in store.calls]
+    assert regions == ["us-east-1", "eu-west-1"]
+
+
 @pytest.mark.parametrize("value", ["blå".encode(), b"a  \xff b", "日本".encode()])
 @in_reactor
 async def test_metadata_is_signed_as_the_bytes_that_are_sent(
