@@ -27,6 +27,7 @@ from .build import CheckpointContent, Place
 from .build_locks import BuildLocks
 from .flight import Flight, both, in_parallel
 from .index import Anchor, Entry, TableIndex
+from .leftovers import owner
 from .log import Checkpoint, LogSegment, NotATable, require_dense, select_history, select_segment
 from .paths import LOG_DIRECTORY, LogFile, LogKind, classify_log_name, commit_name
 from .scan import LogContent
@@ -530,7 +531,7 @@ class _Scratch:
         self._path = ""
 
     async def __aenter__(self) -> Path:
-        make = partial(tempfile.mkdtemp, prefix="fetched-", dir=self._directory)
+        make = partial(tempfile.mkdtemp, prefix=f"fetched-{owner()}-", dir=self._directory)
         self._path = await self._defer_to_pool(make)
         return Path(self._path)
 

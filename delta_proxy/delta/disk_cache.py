@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import secrets
-import socket
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,17 +28,17 @@ from twisted.python.failure import Failure
 from delta_proxy.delta.build_locks import BuildLocks
 from delta_proxy.delta.directory import private_directory
 from delta_proxy.delta.flight import Flight
+from delta_proxy.delta.leftovers import OWNER, is_stale, owner, remove_folders
 from delta_proxy.upstream.spool import DeferToPool
 
 Make = Callable[[Path], Awaitable[object]]
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
+# Where whoever builds an index in the same directory puts downloads and sorted runs.
+_SCRATCH: Final = ("fetched", "building")
 # A writer that has temporaries of its own beside the one it was given puts a dot before and words behind.
-_TEMPORARY = re.compile(
-    r"\.?(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]{1,10})-(?P<token>[0-9a-f]{8})-[0-9a-f]{16}\.tmp.*"
-)
-_STALE_SECONDS: Final = 3600.0
+_TEMPORARY = re.compile(rf"\.?{OWNER}-[0-9a-f]{{16}}\.tmp.*")
 _TOUCH_SECONDS: Final = 60.0
 _RESCAN_SECONDS: Final = 300.0
 # Looking again after this share of the bound keeps several writers from overrunning it by much.
@@ -48,10 +47,6 @@ _OPEN_TRIES: Final = 3
 _LARGEST_IN_MEMORY: Final = 1024 * 1024
 # What an entry of the memory cache takes besides its bytes, roughly.
 _OVERHEAD: Final = 256
-
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-# Tells this process from an earlier one with the same id, which is usual in containers.
-_TOKEN = secrets.token_hex(4)
 
 _log = Logger()
 
@@ -473,7 +468,7 @@ def _open(path: Path) -> OpenFile:
 
 
 def _temporary_name() -> str:
-    return f"{_HOST}-{os.getpid()}-{_TOKEN}-{secrets.token_hex(8)}.tmp"
+    return f"{owner()}-{secrets.token_hex(8)}.tmp"
 
 
 def _size_of(path: Path) -> int | None:
@@ -519,6 +514,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 def _scan(directory: Path, now: float) -> dict[str, tuple[int, float]]:
     """Size and mtime of every file by name. Temporaries that nobody is writing any more are removed."""
+    remove_folders(directory, *_SCRATCH, now=now)
     found: dict[str, tuple[int, float]] = {}
     with os.scandir(directory) as shards:
         places = [
@@ -538,30 +534,8 @@ def _scan_entry(entry: os.DirEntry[str], found: dict[str, tuple[int, float]], no
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return
+    made_by = _TEMPORARY.fullmatch(entry.name)
     if _NAME.fullmatch(entry.name):
         found[entry.name] = (status.st_size, status.st_mtime)
-    elif _is_stale(entry.name, now - status.st_mtime):
+    elif made_by is not None and is_stale(made_by, now - status.st_mtime):
         _remove((Path(entry.path),))
-
-
-def _is_stale(name: str, age: float) -> bool:
-    """Whether a temporary belongs to a process of this host that is gone, or has not grown for an hour."""
-    match = _TEMPORARY.fullmatch(name)
-    if match is None:
-        return False
-    if age > _STALE_SECONDS:
-        return True
-    pid = int(match["pid"])
-    if match["host"] != _HOST:
-        return False
-    return match["token"] != _TOKEN if pid == os.getpid() else not _is_alive(pid)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

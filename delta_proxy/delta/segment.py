@@ -20,6 +20,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from .leftovers import owner
 from .rows import NONE, ROW_SCHEMA, SLICE, Bytes, FileKind, Int32s, arrow, column, reconcile, sorted_slices
 
 Bits = npt.NDArray[np.bool_]
@@ -301,7 +302,7 @@ class SegmentBuilder:
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._runs: list[Iterator[pa.RecordBatch]] = []
-        self._scratch = tempfile.TemporaryDirectory(prefix="building-", dir=directory)
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"building-{owner()}-", dir=directory)
         self.rows = 0
 
     def __enter__(self) -> SegmentBuilder:
