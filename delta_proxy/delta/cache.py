@@ -105,7 +105,9 @@ class MetadataCache:
         observer: IndexObserver | None = None,
         mark: Mark = unmarked,
     ) -> None:
-        self._tools = _Tools(clock, defer_to_pool, ttl_seconds, observer or _Unobserved(), mark)
+        # One for all tables: each keeps a descriptor, and closing any gives up every lock of the process.
+        locks = BuildLocks(directory, defer_to_pool, clock)
+        self._tools = _Tools(clock, defer_to_pool, ttl_seconds, observer or _Unobserved(), mark, locks)
         self._directory = directory
         self._tables: dict[str, _Table] = {}
         self.replace_sources(sources)
@@ -199,6 +201,7 @@ class _Tools:
     ttl: float
     observer: IndexObserver
     mark: Mark
+    locks: BuildLocks
 
 
 class _Table:
@@ -215,7 +218,7 @@ class _Table:
         self._mark = tools.mark
         self._marked = 0
         self._lock = DeferredLock()
-        self._locks = BuildLocks(place.directory, tools.defer_to_pool, tools.clock)
+        self._locks = tools.locks
         self._index: TableIndex | None = None
         self._names: tuple[str, ...] = ()
         self._right_at = 0.0

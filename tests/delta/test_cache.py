@@ -357,6 +357,21 @@ def test_a_reload_keeps_the_index_of_a_table_that_stays(bench: Bench) -> None:
         result_of(bench.cache.table("trades"))
 
 
+def test_however_many_tables_and_reloads_there_are_the_locks_take_one_descriptor(bench: Bench) -> None:
+    locks = os.path.realpath(bench.directory / "locks")
+
+    def descriptors() -> int:
+        return sum(os.path.realpath(path) == locks for path in Path("/proc/self/fd").iterdir())
+
+    cache = bench.cache
+    for number in range(3):
+        aliases = (f"trades{number}", f"quotes{number}")
+        cache = cache.successor({alias: TableSource(alias, ROOT, bench.log) for alias in aliases})
+        for alias in aliases:
+            result_of(cache.table(alias))
+    assert descriptors() == 1
+
+
 def test_requests_that_began_before_a_reload_keep_their_tables(bench: Bench) -> None:
     index = result_of(bench.cache.table("trades"))
     moved = bench.cache.successor({"trades": TableSource("elsewhere", ROOT, bench.log)})
