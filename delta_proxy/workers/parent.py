@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 
 from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import Config, parse, read
+from delta_proxy.delta.leftovers import owner, remove_folders
 from delta_proxy.identity import new_list_key
 from delta_proxy.metrics import CONTENT_TYPE, render_workers
 from delta_proxy.reload import Refused, Reload
@@ -123,7 +124,7 @@ class ParentService(MultiService):
     def startService(self) -> None:
         """Start the workers as soon as the reactor runs."""
         super().startService()
-        self._figures = Path(tempfile.mkdtemp(prefix=f"{self._name}-figures-"))
+        self._figures = _figures_folder(f"{self._name}-figures")
         self._reactor.callWhenRunning(self._take_over_signals)
         self._reactor.callWhenRunning(self._supervisor.start)
 
@@ -296,6 +297,14 @@ def listening(interface: str, port: int) -> socket.socket:
         raise CannotListenError(interface, port, error) from None
     made.setblocking(False)
     return made
+
+
+def _figures_folder(kind: str) -> Path:
+    """A new folder; those of parents that were killed are removed."""
+    # Some machines let nobody list what others have there.
+    with contextlib.suppress(OSError):
+        remove_folders(Path(tempfile.gettempdir()), kind)
+    return Path(tempfile.mkdtemp(prefix=f"{kind}-{owner()}-"))
 
 
 def stop_once(reactor: Any) -> None:

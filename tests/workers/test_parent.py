@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import socket
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import pytest
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
@@ -71,6 +75,26 @@ def parent_of_two(directory: pathlib.Path) -> Iterator[tuple[ParentService, Spaw
         yield parent, reactor
     finally:
         parent.stopService()
+
+
+def test_the_figures_of_a_parent_that_was_killed_are_removed_by_the_next(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with parent_of_two(tmp_path) as (parent, _):
+        parent.startService()
+        (own,) = tmp_path.glob("proxy-figures-*")
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        left = tmp_path / own.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
+        left.mkdir()
+        others = tmp_path / own.name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+        others.mkdir()
+    with parent_of_two(tmp_path) as (parent, _):
+        parent.startService()
+        assert not left.exists()
+        assert others.exists()
+    assert list(tmp_path.glob("proxy-figures-*")) == [others]
 
 
 def given_to_workers(directory: pathlib.Path) -> tuple[list[Message], list[str]]:
