@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from .integration.clients.report import pytest_terminal_summary
 
-__all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]
+__all__ = ["pytest_terminal_summary"]
 
 # Machines are shared: how long an example takes says nothing about the code. The examples are the same in
 # every run, so that one is as green as the other; `--hypothesis-profile explore` looks for new ones.
@@ -20,16 +19,6 @@ settings.register_profile("explore", _patient)
 settings.load_profile("shared-machine")
 
 _LONG = 25
-_SERVERS = pathlib.Path(__file__).parent / "integration"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a module that share servers on one worker: another would start its own."""
-    for item in items:
-        shares = _SERVERS in item.path.parents or "moto_store" in getattr(item, "fixturenames", ())
-        if shares and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -60,7 +60,6 @@ CHROMIUM_OPTIONS = (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on the PATH"),
     pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not on the PATH"),
 ]

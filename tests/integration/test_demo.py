@@ -15,8 +15,6 @@ from .servers import ROOT
 
 COMMAND = [sys.executable, "-m", "delta_proxy.demo", "--config", str(ROOT / "etc" / "config.json")]
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 def test_the_demo_reads_what_is_granted_and_says_that_every_number_is_right() -> None:
     done = servers.run([*COMMAND, "--once"], env=servers.clean_environment(), cwd=ROOT)

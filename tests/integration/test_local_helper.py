@@ -47,8 +47,6 @@ LARGE = 512 * MIB
 KEY = "big/a b/ü=~+&/data"
 READER, READER_SECRET = "READERKEY", "reader-secret"
 
-pytestmark = pytest.mark.xdist_group("helper")
-
 
 @attrs.frozen
 class Helper:

@@ -25,7 +25,6 @@ from .servers import BUCKET, SHARED_TABLES, Proxy, Store
 
 pytestmark = [
     pytest.mark.skipif(not SHARED_TABLES.is_dir(), reason="the folder of shared tables is not there"),
-    pytest.mark.xdist_group("shared-tables"),
     pytest.mark.filterwarnings("ignore:`partition_filters` is deprecated:DeprecationWarning"),
 ]
 

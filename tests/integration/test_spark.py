@@ -46,7 +46,6 @@ KEY = generate_key()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.xdist_group("spark"),
     *(
         pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not on the PATH")
         for name in ("java", "mvn")

@@ -23,8 +23,6 @@ LARGE = 1024 * MIB
 MEDIUM = 48 * MIB
 GROWTH = 32 * MIB
 
-pytestmark = pytest.mark.xdist_group("streaming")
-
 
 @pytest.fixture(scope="module")
 def objects(gateway_store: Store) -> Store:

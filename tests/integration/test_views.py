@@ -295,9 +295,8 @@ def check_empty(served: Served, name: str, table: str, clients: Mapping[str, Rea
 
 stores = pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.xdist_group(f"views-{kind}")) for kind in ("moto", "versitygw")],
+    ["moto", "versitygw"],
 )
-gateway = pytest.mark.xdist_group("views-versitygw")
 empty = pytest.mark.parametrize(
     ("name", "table"), [*((NO_MATCH, each) for each in PARTITIONED), *((NOTHING, each) for each in FOLDERS)]
 )
@@ -324,7 +323,6 @@ def test_clients_read_every_partition_in_every_version(serve: Serve, kind: str, 
         check_rows(served, case, version)
 
 
-@gateway
 @empty
 def test_a_table_nothing_of_which_is_granted_opens_and_has_no_rows(
     serve: Serve, name: str, table: str
@@ -354,7 +352,6 @@ def test_a_client_is_spared_only_what_it_cannot_read_directly(serve: Serve, kind
     assert spared == SPARED
 
 
-@gateway
 def test_a_table_that_is_not_there_stays_so(serve: Serve) -> None:
     proxy = serve("versitygw").seen_by(NOTHING)
     with pytest.raises(TableNotFoundError):

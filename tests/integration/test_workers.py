@@ -31,7 +31,6 @@ from .raw import get, quoted, request
 from .servers import BUCKET, Proxy, Store
 
 KEYS = SigningKeys()
-pytestmark = pytest.mark.xdist_group("workers")
 
 USERS: dict[str, dict[str, Any]] = {
     name: {"accessKey": f"AK{name.upper()}", "secretKey": f"secret-of-{name}", "allowedPartitions": grants}

@@ -20,7 +20,7 @@ SIZE = 256 * 1024 * 1024
 KEY = "big/quarter"
 NAMES = ("boto3 get_object", "Java v2: apache", "JavaScript v3")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

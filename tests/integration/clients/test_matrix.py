@@ -31,8 +31,6 @@ from .toolchains import Unavailable
 
 MODES = ("proxy", "presignedUrl")
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 
 @attrs.frozen
 class Matrix:

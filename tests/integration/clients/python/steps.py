@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -49,7 +50,9 @@ def keys(found: list[str]) -> dict[str, Any]:
 def main(connect: Callable[[At], Operations]) -> None:
     """Run the jobs of the standard input; `connect` gives the operations of a client at an endpoint."""
     jobs = json.load(sys.stdin)["jobs"]
-    print(json.dumps({"jobs": {job["name"]: run(connect, job) for job in jobs}}))
+    print(json.dumps({"jobs": {job["name"]: run(connect, job) for job in jobs}}), flush=True)
+    # Threads of a client's native library can abort an interpreter that ends in order.
+    os._exit(0)
 
 
 def run(connect: Callable[[At], Operations], job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
