@@ -16,6 +16,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
+    ITCPTransport,
 )
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
@@ -78,6 +79,9 @@ class S3Channel(http.HTTPChannel):
         self.MAX_LENGTH = self.site.limits.head.size
         super().connectionMade()
         self.peer = self.transport.getPeer()
+        if ITCPTransport.providedBy(self.transport):
+            # A head goes out by itself: the kernel would hold its body back until the client acknowledged it.
+            self.transport.setTcpNoDelay(True)
         self.site.channels.add(self)
         self._arm(self.site.limits.idle_seconds)
 
