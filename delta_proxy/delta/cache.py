@@ -175,15 +175,16 @@ class MetadataCache:
         return await self._table(alias).complete()
 
     async def locate(self, alias: str, path: str) -> tuple[TableIndex, tuple[Entry, ...]]:
-        """The entries of a path, looked for as hard as can be: in newer commits and in older versions.
+        """The entries of a path, with those of older versions: values that it had then count as well.
 
         No entries: as of the start of this call the log says nothing about the path.
         """
-        index = await self._table(alias).current()
-        for look_again in (self.refreshed, self.complete):
-            if entries := index.lookup(path):
-                return index, entries
-            index = await look_again(alias)
+        table = self._table(alias)
+        index = await table.current()
+        if not index.lookup(path):
+            index = await table.refreshed(_REFRESH_SECONDS)
+        if not index.complete:
+            index = await table.complete()
         return index, index.lookup(path)
 
     def state(self, alias: str) -> IndexState | None:

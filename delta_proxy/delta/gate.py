@@ -179,6 +179,8 @@ class Gate:
                 return log
             # A listing costs the store one of its own in any case: no need to make it wait.
             index = await self._cache.refreshed(table.alias, 0.0)
+            if not index.complete:
+                index = await self._cache.complete(table.alias)
         except LogError as error:
             _log.error("table {alias}: {error}", alias=table.alias, error=str(error))
             raise RefusedView(Reason.UNREADABLE_LOG) from None

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from tests.helpers import result_of, start
 from tests.memory import MemoryProxy
 
-from .tables import PROTOCOL, add, grant, metadata
+from .tables import PROTOCOL, add, grant, metadata, remove
 from .view.support import CHECKPOINT_SCHEMA, adds_of, write_checkpoint
 
 T = TypeVar("T")
@@ -155,6 +155,36 @@ def test_a_checkpoint_that_came_after_the_index_is_judged_with_what_came_before_
 
 def _commits_read(made: MemoryProxy) -> bool:
     return any(asked.key.endswith(".json") for asked in made.store.requests)
+
+
+def relabelled(folder: pathlib.Path, *, filtered: bool) -> MemoryProxy:
+    """A table seen for the first time, whose checkpoint says of `b` only what it was labelled last."""
+    made = MemoryProxy(folder / "cache", {"t": GREEN}, filtered=filtered)
+    upload(made, add("a", p="green"), add("b", p="green"), folder=folder)
+    made.store.put(
+        f"t/_delta_log/{0:020d}.json",
+        b"\n".join(map(orjson.dumps, (PROTOCOL, metadata("p"), add("b", p="red")))),
+    )
+    made.store.put(f"t/_delta_log/{1:020d}.json", orjson.dumps(remove("b", p="red")))
+    for path in ("a", "b"):
+        made.store.put(f"t/{path}", path.encode())
+    return made
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_the_very_first_read_is_judged_with_the_history_of_the_path(
+    tmp_path: pathlib.Path, filtered: bool
+) -> None:
+    made = relabelled(tmp_path, filtered=filtered)
+    assert [made.get(f"t/{path}").status for path in ("b", "a")] == [403, 200]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_the_very_first_listing_is_judged_with_the_history_of_the_paths(
+    tmp_path: pathlib.Path, filtered: bool
+) -> None:
+    made = relabelled(tmp_path, filtered=filtered)
+    assert {key for key in made.list("t/") if "_delta_log" not in key} == {"t/a"}
 
 
 @pytest.mark.parametrize("path", ["a/../../other/c", "s3://elsewhere/c", "%2e%2e/c"])
