@@ -261,7 +261,7 @@ class Upstream:
         )
 
     def slots(self, host: str) -> Slots:
-        """The places for requests to a host."""
+        """The places for requests to a host, or whatever else the caller counts by: never a client's word."""
         return self._host(host).slots
 
     def _host(self, name: str) -> _Host:

@@ -124,7 +124,7 @@ class Forwarder:
         HTTP cannot carry, InvalidRequest when Connection names a field of the signature.
         """
         url = _url(route, s3)
-        slot = await self._upstream.slots(route.netloc).acquire(streamed=s3.method == "GET")
+        slot = await self._upstream.slots(route.store).acquire(streamed=s3.method == "GET")
         try:
             response = await self._exchange(s3, url)
         except BaseException:
@@ -147,7 +147,7 @@ class Forwarder:
         Nothing is sent twice. Raises as `send`, and what the source raises.
         """
         pacing, url, headers = self._upstream.pacing, _url(route, s3), _fields(s3)
-        slot = await self._upstream.slots(route.netloc).acquire(streamed=True)
+        slot = await self._upstream.slots(route.store).acquire(streamed=True)
         started = pacing.clock.seconds()
         exchange = Exchange(pacing.clock, idle=pacing.timeouts.idle, patience=_WRITE_SECONDS)
         try:

@@ -10,7 +10,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers as WireHeaders
 
-from delta_proxy.s3.errors import InvalidRequest, InvalidURI, ServiceUnavailable
+from delta_proxy.s3.errors import InvalidRequest, InvalidURI, ServiceUnavailable, SlowDown
 from delta_proxy.s3.request import Addressing, S3Request, parse_request
 from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.forward import Forwarder, ForwardMap, Route
@@ -198,3 +198,20 @@ def test_a_target_that_http_cannot_carry_is_refused() -> None:
     s3 = parsed(b"http://minio.test:9000/lake/\xc3\xa9", (b"Host", b"minio.test:9000"))
     with pytest.raises(InvalidURI):
         result_of(forwarder(Agent(), Clock()).send(ROUTE, s3))
+
+
+def test_the_names_of_one_store_share_its_places_however_many_a_client_makes_up() -> None:
+    agent = Agent(Deferred())
+    any_agent: Any = agent
+    upstream = Upstream(
+        any_agent, Clock(), lambda *_: Deferred(), lambda: 0.0, Silence(), in_flight=1, queue=0
+    )
+    for region in ("eu-made-1", "eu-up-1"):
+        host = f"s3.{region}.amazonaws.com"
+        route = TABLES.route(host)
+        assert route is not None
+        s3 = parsed(f"http://{host}/cloud/t/k".encode(), (b"Host", host.encode()))
+        sending = Deferred.fromCoroutine(Forwarder(upstream).send(route, s3))
+    assert len(agent.asked) == 1
+    with pytest.raises(SlowDown):
+        result_of(sending)
