@@ -273,16 +273,15 @@ class TableIndex:
         found = self.overlay.entries.get(path)
         return self.base.lookup(path) if found is None else found
 
-    def lookup_all(self, paths: Sequence[str]) -> dict[str, tuple[Entry, ...]]:
-        """What `lookup` says of each of these paths; those it says nothing about may be missing.
-
-        Quick where the paths lie close to each other, as those of a listing do.
+    def granted_among(self, paths: Sequence[str], bits: Bits) -> tuple[set[str], set[str]]:
+        """Of these paths, those that are granted by one statement alone when `bits` tells which tuples are
+        visible, and those whose `lookup` must be asked. Those in neither are not granted.
         """
-        found = self.base.lookup_all(paths)
-        if self.overlay.entries:
-            entries = self.overlay.entries
-            found.update((path, entries[path]) for path in paths if path in entries)
-        return found
+        entries = self.overlay.entries
+        newer = {path for path in paths if path in entries} if entries else set()
+        names = {_utf8(path): path for path in paths if path not in newer}
+        granted, closer = self.base.granted_among(names.keys(), bits)
+        return {names[key] for key in granted}, newer.union(names[key] for key in closer)
 
     def allows(self, entries: tuple[Entry, ...], bits: Bits) -> bool:
         """Whether a path with these entries is granted when `bits` tells which tuples are visible.

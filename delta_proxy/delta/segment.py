@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +74,13 @@ class _Paths:
     def key(self, row: int) -> bytes:
         """The path of a row, as UTF-8."""
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
+
+    def keys(self, low: int, high: int) -> list[bytes]:
+        """The paths of the rows from `low` to `high`, as UTF-8."""
+        offsets = self.offsets[low : high + 1].tolist()
+        start = offsets[0]
+        whole = self.data[start : offsets[-1]].tobytes()
+        return [whole[begin - start : end - start] for begin, end in pairwise(offsets)]
 
     def bound(self, key: bytes, *, after: bool) -> int:
         """The first row whose path is at or, with `after`, behind the key."""
@@ -202,21 +210,27 @@ class Segment:
             row += 1
         return tuple(chunk.entry(found) for found in range(first, row))
 
-    def lookup_all(self, paths: Sequence[str]) -> dict[str, tuple[Entry, ...]]:
-        """What `lookup` says of each of these paths, without those it says nothing about."""
-        wanted = {path.encode("utf-8", "surrogatepass"): path for path in paths}
-        if not wanted:
-            return {}
-        first, end = self.bound(min(wanted)), self.bound(max(wanted), after=True)
-        if end - first > _SPREAD * len(wanted):
-            return {path: entries for path in wanted.values() if (entries := self.lookup(path))}
-        found: dict[str, tuple[Entry, ...]] = {}
-        for row in range(first, end):
+    def granted_among(self, keys: Collection[bytes], bits: Bits) -> tuple[set[bytes], set[bytes]]:
+        """Of these paths, in UTF-8, those that one visible statement is about, and those to be looked at
+        closer. Those in neither are not granted.
+
+        Quick where the paths lie close to each other, as those of a listing do.
+        """
+        first, end = self.bound(min(keys, default=b"")), self.bound(max(keys, default=b""), after=True)
+        if end - first > _SPREAD * len(keys):
+            return set(), set(keys)
+        granted, closer = set[bytes](), set[bytes]()
+        row = first
+        while row < end:
             chunk = self._chunk_of(row)
-            path = wanted.get(chunk.paths.key(row - chunk.start))
-            if path is not None:
-                found[path] = (*found.get(path, ()), chunk.entry(row - chunk.start))
-        return found
+            low, high = row - chunk.start, min(chunk.rows, end - chunk.start)
+            names = chunk.paths.keys(low, high)
+            together = chunk.compound[low:high] != 0
+            granted.update(compress(names, (bits[chunk.tuples[low:high]] & ~together).tolist()))
+            closer.update(compress(names, together.tolist()))
+            row = chunk.start + high
+        wanted = keys if isinstance(keys, Set) else set(keys)
+        return granted & wanted, closer & wanted
 
     def row_range(self, path: str) -> range:
         """The rows of a path."""

@@ -151,15 +151,25 @@ class GrantedPaths:
         A deletion vector that is not shown as it is has an ETag of its own.
         """
         of_log = [item for item in listed if item.path.startswith(LOG_DIRECTORY)]
-        served = dict(self.log.served(of_log, unserved))
-        data = [item for item in listed if not item.path.startswith(LOG_DIRECTORY)]
-        said = self.mask.index.lookup_all([item.path for item in data])
-        for item in data:
-            entries = said.get(item.path, ())
-            if item.path not in unserved and self.mask.allows(entries):
-                shown = shown_regions(self.mask, entries)
-                served[item.path] = item.etag if shown is None else derived_etag(item.etag, vector_key(shown))
+        served = dict(self.log.served(of_log, unserved)) if of_log else {}
+        data = [item for item in listed if not item.path.startswith(LOG_DIRECTORY)] if of_log else listed
+        granted, closer = self.mask.index.granted_among([item.path for item in data], self.mask.bits)
+        served.update([(item.path, item.etag) for item in data if item.path in granted])
+        if closer:
+            served.update(
+                (item.path, etag) for item in data if item.path in closer and (etag := self._etag(item))
+            )
+        for path in unserved:
+            served.pop(path, None)
         return served
+
+    def _etag(self, item: ListedObject) -> str | None:
+        """The ETag under which an object is shown that several statements are about; None for not at all."""
+        entries = self.mask.index.lookup(item.path)
+        if not self.mask.allows(entries):
+            return None
+        shown = shown_regions(self.mask, entries)
+        return item.etag if shown is None else derived_etag(item.etag, vector_key(shown))
 
     async def unserved(self, listed: Sequence[ListedObject]) -> frozenset[str]:
         """Those of the log."""

@@ -2,12 +2,14 @@
 
 Rules (Amazon S3 API, ListObjectsV2): entries are sorted by the UTF-8 bytes of the key; a common prefix counts
 as one entry, stands once, and is not given again after a marker or token that names it. A page may hold fewer
-entries than asked, never none while a visible one follows.
+entries than asked, never none while a visible one follows: it ends with a page of the store once it has half
+of what was asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -69,18 +71,31 @@ async def list_page(tables: Sequence[ListedTable], query: ListQuery, after: str 
 
 
 class _Found:
-    """The entries found so far, at most `limit` of them."""
+    """The entries found so far, at most `limit` of them.
 
-    __slots__ = ("entries", "limit")
+    `cut` tells that more may follow which are not looked for: half a page now is better than a whole one for
+    which the store lists once more.
+    """
+
+    __slots__ = ("cut", "entries", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.entries: list[Entry] = []
+        self.cut = False
 
     @property
     def full(self) -> bool:
         """Whether no more are wanted."""
-        return len(self.entries) >= self.limit
+        return self.cut or len(self.entries) >= self.limit
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take as many of these entries as are wanted."""
+        self.entries.extend(islice(entries, self.limit - len(self.entries)))
+
+    def cut_short(self) -> None:
+        """More may follow: that is left to the next page when this one is worth giving."""
+        self.cut = len(self.entries) >= max(1, self.limit // 2)
 
 
 def name_of(entry: Entry) -> str:
@@ -157,31 +172,53 @@ class _Scan:
         # What is visible is asked for beside the first page: each is a request to the store.
         visibility, page = await both(self.see(), self._list(start or ""))
         while start is not None:
-            merged = _merged(page)
             served = visibility.served(page.objects, await visibility.unserved(page.objects))
-            before = len(found.entries)
-            for entry in merged:
-                if isinstance(entry, str):
-                    if _comes_after(entry, after) and await self._shows_below(visibility, entry):
-                        found.entries.append(self.root + entry)
-                elif entry.path in served and (after is None or entry.path > after):
-                    found.entries.append(self._key(entry, served[entry.path]))
+            if page.prefixes:
+                await self._collect_groups(page, served, visibility, after, found)
+            else:
+                found.add(self._keys(_sorted(page.objects), served, after))
+            if found.full or not page.truncated:
+                return
+            start = self._next_start(visibility, page)
+            if start is not None:
+                found.cut_short()
                 if found.full:
                     return
-            if not page.truncated:
-                return
-            start = self._next_start(visibility, merged, shown=len(found.entries) > before)
-            if start is not None:
                 page = await self._list(start)
+
+    async def _collect_groups(
+        self,
+        page: ListPage,
+        served: Mapping[str, str],
+        visibility: Visibility,
+        after: str | None,
+        found: _Found,
+    ) -> None:
+        """Add what a page with common prefixes shows; whether one shows anything may cost a request."""
+        merged: list[ListedObject | str] = [*page.objects, *page.prefixes]
+        for entry in sorted(merged, key=_path_of):
+            if not isinstance(entry, str):
+                found.add(self._keys([entry], served, after))
+            elif _comes_after(entry, after) and await self._shows_below(visibility, entry):
+                found.add([self.root + entry])
+            if found.full:
+                return
 
     async def _list(self, start: str) -> ListPage:
         return await self.store.list(
             self.prefix, delimiter=self.delimiter, start_after=start, max_keys=UPSTREAM_PAGE
         )
 
-    def _key(self, item: ListedObject, etag: str) -> ListedKey:
-        """With the ETag that GET gives."""
-        return ListedKey(self.root + item.path, item.size, etag, item.last_modified, item.storage_class)
+    def _keys(
+        self, objects: Iterable[ListedObject], served: Mapping[str, str], after: str | None
+    ) -> list[ListedKey]:
+        """Those that are served, with the ETags that GET gives."""
+        root, least = self.root, after or ""
+        return [
+            ListedKey(root + path, size, served[path], modified, storage_class)
+            for path, size, _, modified, storage_class in objects
+            if path in served and (path > least or after is None)
+        ]
 
     def _beyond(self, name: str) -> str:
         """The start-after that leaves an entry behind: the whole group where it is a common prefix."""
@@ -200,14 +237,12 @@ class _Scan:
         await _Scan(self.root, self.store, see, group, "").collect(None, any_below)
         return any_below.full
 
-    def _next_start(
-        self, visibility: Visibility, merged: Sequence[ListedObject | str], *, shown: bool
-    ) -> str | None:
-        """Where the next page starts; one with nothing to show is followed by a jump to what may be shown."""
-        if not merged:
+    def _next_start(self, visibility: Visibility, page: ListPage) -> str | None:
+        """Where the next page starts: with what may be shown next. None when nothing may."""
+        last = max((*map(_path, page.objects), *page.prefixes), default=None)
+        if last is None:
             return None
-        last = _path_of(merged[-1])
-        target = last if shown else visibility.next_after(last, self.prefix)
+        target = visibility.next_after(last, self.prefix)
         return None if target is None else max(self._beyond(last), _just_before(target))
 
 
@@ -223,10 +258,8 @@ def _is_surrogate(code: int) -> bool:
     return 0xD800 <= code <= 0xDFFF
 
 
-def _merged(page: ListPage) -> Sequence[ListedObject | str]:
-    if not page.prefixes:
-        return sorted(page.objects, key=_path)
-    return sorted([*page.objects, *page.prefixes], key=_path_of)
+def _sorted(objects: Sequence[ListedObject]) -> Sequence[ListedObject]:
+    return sorted(objects, key=_path)
 
 
 _path = attrgetter("path")

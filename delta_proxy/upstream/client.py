@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import attrs
 from attrs import field, frozen
@@ -100,9 +101,11 @@ _REFUSED = "the store refused the proxy's credentials"
 _log = Logger()
 
 
-@frozen
-class ListedObject:
-    """An object in a listing: path relative to the table root, size in bytes, quoted ETag, ISO 8601 time."""
+class ListedObject(NamedTuple):
+    """An object in a listing: path relative to the table root, size in bytes, quoted ETag, ISO 8601 time.
+
+    A page has a thousand of them, and a tuple is made in a fifth of the time.
+    """
 
     path: str
     size: int
@@ -587,24 +590,29 @@ class TableClient:
         )
 
     def _list_page(self, page: xml.UpstreamPage) -> ListPage:
-        objects = tuple(
-            ListedObject(self._path(o.key), o.size, o.etag, o.last_modified, o.storage_class)
-            for o in page.objects
-        )
-        return ListPage(
-            objects, tuple(self._path(prefix) for prefix in page.prefixes), page.truncated, page.next_token
-        )
-
-    def _path(self, key: str) -> str:
         root = self.location.key("")
-        if not key.startswith(root):
-            _log.error("{uri}: the store lists {key}, which lies outside", uri=self.location.uri, key=key)
+        outside = [key for key in (*map(_key, page.objects), *page.prefixes) if not key.startswith(root)]
+        if outside:
+            _log.error(
+                "{uri}: the store lists {key}, which lies outside", uri=self.location.uri, key=outside[0]
+            )
             raise InternalError()
-        return key[len(root) :]
+        start = len(root)
+        objects = tuple(
+            [
+                ListedObject(key[start:], size, etag, modified, storage_class)
+                for key, size, etag, modified, storage_class in page.objects
+            ]
+        )
+        prefixes = tuple(prefix[start:] for prefix in page.prefixes)
+        return ListPage(objects, prefixes, page.truncated, page.next_token)
 
     def _log_failure(self, what: str, error: Exception) -> None:
         reason = _reason(error)
         _log.warn("{uri}: {what}: {reason}", uri=self.location.uri, what=what, reason=reason)
+
+
+_key = attrgetter("key")
 
 
 def _nothing() -> None:

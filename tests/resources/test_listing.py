@@ -117,6 +117,28 @@ def test_a_million_denied_keys_before_a_granted_one_are_jumped_over() -> None:
     assert store.requests < 5
 
 
+def test_a_page_that_is_half_full_does_not_wait_for_another_of_the_store() -> None:
+    store = SortedStore([f"{number:02}" for number in range(20)], page=10)
+    tables = [listed("t", store, Granted(frozenset(f"{number:02}" for number in range(0, 20, 2))))]
+    first = result_of(list_page(tables, ListQuery(2, max_keys=8), None))
+    assert (names(first), first.truncated, first.last) == ([f"t/0{n}" for n in (0, 2, 4, 6, 8)], True, "t/08")
+    assert store.requests == 1
+
+
+def test_a_page_that_holds_little_is_filled_from_the_next_of_the_store() -> None:
+    store = SortedStore([f"{number:02}" for number in range(20)], page=10)
+    tables = [listed("t", store, Granted(frozenset({"00", "10", "12", "14", "16", "18"})))]
+    assert len(names(result_of(list_page(tables, ListQuery(2, max_keys=8), None)))) == 6
+    assert store.requests == 2
+
+
+def test_a_listing_ends_where_nothing_more_is_granted_whatever_the_store_has() -> None:
+    store = SortedStore([f"{number:02}" for number in range(20)], page=10)
+    tables = [listed("t", store, Granted(frozenset({"00", "02", "04", "06"})))]
+    result = result_of(list_page(tables, ListQuery(2, max_keys=8), None))
+    assert (len(result.keys), result.truncated, store.requests) == (4, False, 1)
+
+
 def test_a_common_prefix_is_hidden_when_nothing_granted_is_below() -> None:
     tables = [table("t", ["a/1", "b/1"], shown=["b/1"])]
     assert all_pages(tables, ListQuery(2, prefix="t/", delimiter="/")) == [["t/b/"]]

@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_proxy.s3.errors import InvalidArgument, NoSuchKey, NotImplementedByProxy, SignatureDoesNotMatch
+from delta_proxy.s3.list_rows import decoded_names, quoted_paths
 from delta_proxy.s3.listing import ListQuery, encode_token
+from delta_proxy.s3.sigv4 import quote_path
 from delta_proxy.s3.xml import (
     NAMESPACE,
     ListedKey,
     ListResult,
     MalformedDocument,
     UpstreamError,
+    UpstreamPage,
     bucket_location,
     error_document,
     list_buckets,
@@ -148,6 +151,58 @@ def test_a_written_listing_reads_back(
     assert page.next_token == (encode_token("z") if truncated else None)
 
 
+def by_the_parser(body: bytes) -> UpstreamPage:
+    """What a document says with a comment in it, which only a parser reads."""
+    return parse_list_result(body.replace(b"</ListBucketResult>", b"<!-- --></ListBucketResult>"))
+
+
+@given(st.lists(st.tuples(names, sizes), min_size=1, max_size=5), st.booleans())
+def test_entries_read_by_a_pattern_say_what_a_parser_says(keys: list[tuple[str, int]], encoded: bool) -> None:
+    result = ListResult(tuple(key(name, size) for name, size in keys))
+    try:
+        body = list_objects_v2(result, ListQuery(2, encoding_url=encoded), bucket="b")
+    except InvalidArgument:
+        return
+    assert parse_list_result(body) == by_the_parser(body)
+
+
+CHECKSUM = "<ChecksumAlgorithm>CRC32</ChecksumAlgorithm><ChecksumType>FULL_OBJECT</ChecksumType>"
+ENTRIES = {
+    "S3's order": "<Contents><Key>{k}</Key><LastModified>t</LastModified><ETag>&quot;e&quot;</ETag>{c}"
+    "<Size>1</Size><StorageClass>GLACIER</StorageClass></Contents>",
+    "another order": "<Contents><LastModified>t</LastModified>{c}<ETag>&#34;e&#34;</ETag><Key>{k}</Key>"
+    "<Size>1</Size></Contents>\n",
+    "an owner": "<Contents><Key>{k}</Key><LastModified>t</LastModified>{c}<Size>1</Size>"
+    "<Owner><ID>o</ID></Owner></Contents>",
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+@pytest.mark.parametrize(
+    "second", ["b", "a&amp;&#x62;", "&apos;&lt;", "x\r\ny", "<![CDATA[b]]>", "a]b!c", "\u00fc"]
+)
+def test_entries_of_every_store_are_read_like_a_parser_does(entry: str, second: str) -> None:
+    entries = entry.format(k="a", c="") + entry.format(k=second, c=CHECKSUM) + entry.format(k="c", c="")
+    text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+    page = parse_list_result(text.encode())
+    assert page == by_the_parser(text.encode())
+    assert [found.key for found in page.objects][::2] == ["a", "c"]
+
+
+def test_text_between_entries_is_not_passed_over_when_it_has_more_of_them() -> None:
+    entry = "<Contents><Key>{}</Key><LastModified>t</LastModified><Size>1</Size></Contents>"
+    other = "<Contents><Size>1</Size><Key>b</Key><LastModified>t</LastModified></Contents>"
+    text = f"<ListBucketResult>{entry.format('a')}{other}{entry.format('c')}</ListBucketResult>"
+    assert [found.key for found in parse_list_result(text.encode()).objects] == ["a", "b", "c"]
+
+
+@given(st.lists(st.text(max_size=5), max_size=4))
+def test_names_are_quoted_all_at_once_as_one_by_one(texts: list[str]) -> None:
+    plain = [text for text in texts if text.isprintable() or "\n" in text]
+    assert list(quoted_paths(plain)) == [quote_path(text) for text in plain]
+    assert decoded_names([quote_path(text) for text in plain]) == plain
+
+
 def test_a_store_writes_a_space_as_plus_and_only_when_it_says_so() -> None:
     body = (
         "<ListBucketResult>{}<IsTruncated>false</IsTruncated><Contents><Key>a+b%2Bc</Key><Size>1</Size>"
@@ -174,6 +229,8 @@ BOMB = b'<!DOCTYPE l [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ListBucketResult>
         BOMB.decode().encode("utf-16-le"),
         BOMB.decode().encode("utf-16-be"),
         b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+        b"<ListBucketResult><Other><Contents><Key>a</Key><Size>1</Size><LastModified>t</LastModified></Contents>"
+        b"</Other></ListBucketResult>",
         b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>",
         b"<ListBucketResult><Contents><Key>a</Key><Size>x</Size><LastModified>t</LastModified></Contents></ListBucketResult>",
         b"<ListBucketResult><EncodingType>url</EncodingType><CommonPrefixes><Prefix>%ff</Prefix></CommonPrefixes></ListBucketResult>",
