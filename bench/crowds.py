@@ -54,6 +54,7 @@ def _growth(lab: Lab, count: int, method: str, read: Callable[[socket.socket], N
     limits = {
         "maxConnections": 20_000,
         "maxRequestsInFlight": 5_000,
+        "maxRequestsPerPrincipal": 5_000,
         "upstreamConnections": 5_000,
         "idleTimeoutSeconds": 600,
         "upstreamIdleTimeoutSeconds": 600,

@@ -177,6 +177,7 @@ class Limits:
 
     max_connections: Count = 10_000
     max_requests_in_flight: Count = 2_000
+    max_requests_per_principal: Count = 128
     max_header_bytes: Annotated[int, between(1024, 1 << 20)] = 32 << 10
     max_body_bytes: Annotated[int, between(1024, 64 << 20)] = 2 << 20
     idle_timeout_seconds: Seconds = 60

@@ -49,6 +49,7 @@ from delta_proxy.reload import Reload
 from delta_proxy.resources.auditing import record_decision
 from delta_proxy.resources.head import HeadLimits
 from delta_proxy.resources.health import Degraded, metrics_site
+from delta_proxy.resources.places import PrincipalPlaces
 from delta_proxy.resources.root import RootResource
 from delta_proxy.resources.server import EdgeLimits, RequestRecord, S3Site
 from delta_proxy.resources.services import Services, Settings
@@ -187,6 +188,7 @@ class ProxyService(MultiService):
         )
         self._marks = WriteMarks(directory)
         self._probes = CommitProbes()
+        self._places = PrincipalPlaces(reactor, limit=config.limits.max_requests_per_principal)
         tables = self._make_tables(config)
         self.cache = self._make_cache(tables, directory)
         self._root = RootResource(self._services(config, tables))
@@ -351,6 +353,7 @@ class ProxyService(MultiService):
             audit=self._audit,
             writing=None if config.read_only else self._writing(tables),
             partitions=self._partitions,
+            places=self._places,
         )
 
     def _writing(self, tables: Mapping[str, TableViews]) -> Writing:
@@ -485,7 +488,7 @@ class ProxyService(MultiService):
                 continue
             try:
                 index = await self.cache.table(alias)
-            except (S3Error, LogError) as error:
+            except (S3Error, LogError, OSError) as error:
                 _log.error("table {alias} cannot be read: {error}", alias=alias, error=str(error))
             else:
                 check(grant, index.metadata.columns, ".".join(path))

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from delta_proxy.access.identity import Principal
+from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.logs import redact_target
@@ -25,6 +25,7 @@ from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
 from delta_proxy.s3.request import S3Request, split_key
 from delta_proxy.upstream.relay import BodyCut, ConsumerGone, UpstreamResponse
+from delta_proxy.upstream.slots import Slot
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -72,6 +73,7 @@ class S3Resource(Resource):
         super().__init__()
         self.services = services
         self.s3 = s3
+        self._place: Slot | None = None
 
     def render(self, request: EdgeRequest) -> int:
         """Start the answer; a client that goes away cancels it."""
@@ -99,6 +101,9 @@ class S3Resource(Resource):
             _log.failure("answering {target} failed", target=redact_target(request.uri))
             self._note_refusal(request, InternalError())
             request.fail(InternalError())
+        finally:
+            if self._place is not None:
+                self._place.release()
 
     async def _decided_answer(self, request: EdgeRequest) -> AnyAnswer:
         """The answer of a request that has its place in the audit log, and its decision in the note."""
@@ -121,10 +126,20 @@ class S3Resource(Resource):
         principal = await self.services.authenticator.authenticate(self.s3, request)
         request.note.principal = principal.id
         try:
+            await self.take_place(principal)
             return await self._answer_to(principal, request)
         finally:
             if request.note.place is not None:
                 self.describe(principal, request)
+
+    async def take_place(self, principal: Principal) -> None:
+        """Count the request among its principal's until it is answered. Raises SlowDown.
+
+        Anonymous clients are all the same principal, so there is nobody to be fair to.
+        """
+        places = self.services.places
+        if places is not None and principal.auth is not AuthKind.ANONYMOUS:
+            self._place = await places.acquire(principal.id)
 
     async def _answer_to(self, principal: Principal, request: EdgeRequest) -> AnyAnswer:
         if self.s3.bucket and self.s3.bucket != self.services.settings.addressing.bucket:

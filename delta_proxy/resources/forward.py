@@ -163,6 +163,8 @@ class ForwardResource(S3Resource):
                 annotate(request, decision="refused", reason=f"the store answered {upstream.status}")
                 return refusal
         annotate(request, principal=principal.id)
+        # Not before: until the store has accepted it, anybody could take the places of an access key.
+        await self.take_place(principal)
         match self.s3.operation:
             case Operation.GET_OBJECT | Operation.HEAD_OBJECT:
                 return await self._object(upstream, principal, request)

@@ -12,6 +12,7 @@ from delta_proxy.access.identity import ANONYMOUS, AuthKind, Principal
 from delta_proxy.config import GetMode
 from delta_proxy.delta.disk_cache import OpenFile
 from delta_proxy.delta.gate import Gate
+from delta_proxy.resources.places import PrincipalPlaces
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.cors import CorsRule
@@ -78,7 +79,7 @@ class Services:
     `sts` gives sessions, None where there are no principals; `forward` is the way for requests that the store
     verifies; `writing` carries out writes, None in read-only mode. `audit` is None without an audit log;
     `partitions` gives it the sets of partition values that a path of a table ever had, as far as they are at
-    hand.
+    hand. `places` bounds what a known principal has under way; None is no bound.
     """
 
     settings: Settings
@@ -91,6 +92,7 @@ class Services:
     audit: AuditLog | None = None
     writing: Writing | None = None
     partitions: Callable[[str, str], PartitionValues] = _unknown_values
+    places: PrincipalPlaces | None = None
 
     def close(self, content: OpenFile | bytes) -> None:
         """Give back the content of an answer that is not sent, or has been."""
