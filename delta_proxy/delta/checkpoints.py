@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .commits import sidecar_name
+from .directory import raise_if_of_the_machine
 from .rows import arrow
 from .view_grant import (
     KEPT_DOMAINS,
@@ -113,6 +114,7 @@ def read_manifest(source: pathlib.Path) -> Manifest:
         with _opened(source) as file:
             return _manifest(file)
     except _UNREADABLE as error:
+        raise_if_of_the_machine(error)
         raise ViewError("a checkpoint cannot be read") from error
 
 
@@ -123,8 +125,8 @@ def rewrite(source: pathlib.Path, target: pathlib.Path, grant: ViewGrant) -> Rew
     `txn`, foreign `domainMetadata`, unknown actions and tags of the checkpoint are left out. The same input
     gives the same bytes. Blocks and computes: call it in a thread. Raises ViewError when the file cannot be
     read, holds two actions in a row, two `metaData` or an unknown reader feature, or does not fit its own
-    size when rewritten; StaleIndex for a granted add of a path the index does not know. `target` is then not
-    to be used.
+    size when rewritten; StaleIndex for a granted add of a path the index does not know; OSError when the disk
+    does not take it. `target` is then not to be used.
     """
     try:
         size = source.stat().st_size
@@ -135,6 +137,7 @@ def rewrite(source: pathlib.Path, target: pathlib.Path, grant: ViewGrant) -> Rew
                 _pad(target, padding)
                 return attrs.evolve(written, padding=padding)
     except _UNREADABLE as error:
+        raise_if_of_the_machine(error)
         raise ViewError("a checkpoint cannot be rewritten") from error
     raise ViewError("the filtered checkpoint does not fit the size of the original")
 

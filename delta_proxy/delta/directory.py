@@ -25,3 +25,12 @@ def private_directory(path: Path) -> Path:
     if found.st_mode & _OTHERS:
         raise UnusableDirectory(f"cache.directory: {path} is open to other users; expected mode 0700")
     return path
+
+
+def raise_if_of_the_machine(error: BaseException) -> None:
+    """Raise an OSError again that the system gave (a full disk, no descriptor left): the file is not it.
+
+    Those that pyarrow makes of a file's contents have no number.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error

@@ -38,6 +38,7 @@ from .actions import (
     Values,
     parse_line,
 )
+from .directory import raise_if_of_the_machine
 from .index import TupleTable
 from .paths import OutsideTable, TableRoot, deletion_vector_path, object_path
 from .rows import NONE, UNKNOWN_TUPLE, FileKind, Int32s, Int64s, arrow, flags, make_rows, numbers, numbers_or
@@ -404,6 +405,7 @@ def _batches(content: LogContent, wanted: list[str]) -> Iterator[pa.RecordBatch]
             if names:
                 yield from file.iter_batches(_BATCH, columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
+        raise_if_of_the_machine(error)
         raise LogError(content.name, None, f"not a readable checkpoint: {type(error).__name__}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
 from datetime import UTC, datetime
 from typing import Any
@@ -321,3 +322,15 @@ def test_many_batches_make_few_row_groups(tmp_path: pathlib.Path) -> None:
     view = rewritten(tmp_path, source, grant())
     assert pq.ParquetFile(view).metadata.num_row_groups == 1
     assert adds_of(view) == [str(number) for number in range(0, 140_000, 10)]
+
+
+def test_a_full_disk_is_no_fault_of_the_checkpoint(tmp_path: pathlib.Path) -> None:
+    source = write_checkpoint(tmp_path / "c.parquet", [*HEAD, {"add": add("a", GREEN)}])
+    with pytest.raises(OSError) as full:  # noqa: PT011 - the number tells
+        checkpoints.rewrite(source, pathlib.Path("/dev/full"), grant())
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_a_checkpoint_that_the_machine_cannot_open_is_not_called_unreadable(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        checkpoints.read_manifest(tmp_path / "evicted.parquet")
