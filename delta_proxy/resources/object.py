@@ -26,7 +26,10 @@ from delta_proxy.upstream.client import TableClient
 from delta_proxy.upstream.stores import has_dot_segments
 
 _SENT_ON = frozenset(
-    {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "x-amz-checksum-mode"}
+    {
+        *("range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
+        "x-amz-checksum-mode",
+    }
 )
 """Request fields the store gets with a streamed read; everything else is the client's own business."""
 

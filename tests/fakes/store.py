@@ -78,7 +78,8 @@ class FakeStore(Resource):
         if found is None:
             raise NoSuchKey()
         conditions.check(asked.headers, found.etag, found.modified)
-        span = ranges.parse_range(asked.headers.get("range"), len(found.body))
+        same = asked.headers.get("if-range") in {None, found.etag}
+        span = ranges.parse_range(asked.headers.get("range") if same else None, len(found.body))
         body = found.body
         if span is not None:
             request.setResponseCode(206)
