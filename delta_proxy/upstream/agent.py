@@ -8,7 +8,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.client import (
+    URI,
+    Agent,
+    BrowserLikePolicyForHTTPS,
+    HTTPConnectionPool,
+    _HTTP11ClientFactory,
+)
 from twisted.web.http_headers import Headers as WireHeaders
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
@@ -105,6 +111,12 @@ class _Endpoints:
         return _AbortingEndpoint(endpoint) if self._aborting else endpoint
 
 
+class _QuietFactory(_HTTP11ClientFactory):
+    """Makes connections without two lines in the log for each."""
+
+    noisy = False
+
+
 def make_pool(reactor: object, *, connections: int = 256) -> HTTPConnectionPool:
     """A pool that keeps up to `connections` idle connections a host. Retries are the caller's, not the
     pool's.
@@ -113,6 +125,7 @@ def make_pool(reactor: object, *, connections: int = 256) -> HTTPConnectionPool:
     pool.maxPersistentPerHost = connections
     pool.cachedConnectionTimeout = _KEEP_SECONDS
     pool.retryAutomatically = False
+    pool._factory = _QuietFactory
     return pool
 
 

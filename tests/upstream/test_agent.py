@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from delta_proxy.s3.errors import ServiceUnavailable
@@ -105,3 +106,15 @@ async def test_a_certificate_nobody_vouches_for_is_not_trusted(rig: Rig, secure:
     with pytest.raises(ServiceUnavailable):
         await rig.table(secure.endpoint).open("GET", "x")
     assert secure.calls == []
+
+
+@in_reactor
+async def test_a_connection_to_a_store_is_no_line_in_the_log(rig: Rig, make_store: MakeStore) -> None:
+    store = make_store(sends(answer(b"x")))
+    told: list[LogEvent] = []
+    observer = cast(ILogObserver, told.append)
+    globalLogPublisher.addObserver(observer)
+    (await rig.table(store.endpoint).open("GET", "x")).discard()
+    globalLogPublisher.removeObserver(observer)
+
+    assert told == []
