@@ -314,10 +314,11 @@ class ProxyService(MultiService):
         self._config = config
 
     def _sources(self, tables: Mapping[str, TableViews]) -> Mapping[str, TableSource]:
-        return {
-            alias: TableSource(table.identity, table.root, SharedLog(table, self.disk, self._defer_to_pool))
-            for alias, table in tables.items()
-        }
+        return {alias: self._source(table) for alias, table in tables.items()}
+
+    def _source(self, table: TableViews) -> TableSource:
+        log = SharedLog(table, self.disk, self._defer_to_pool)
+        return TableSource(table.identity, table.root, log, table.catalog.forget_all)
 
     def _make_gate(self, config: Config, tables: Mapping[str, TableViews]) -> Gate:
         return make_gate(

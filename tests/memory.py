@@ -31,6 +31,7 @@ from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
 from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
+from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import LogViews, TableViews
 from delta_proxy.delta.write_marks import WriteMarks
@@ -144,21 +145,22 @@ class MemoryProxy:
             for alias in grants
         }
         self.marks = WriteMarks(folder)
-        self.cache = self._make_cache(tables, folder)
         self.disk = DiskCache(
             folder, limit_bytes=disk_bytes, defer_to_pool=pool, clock=self.clock, observer=Misses(self.made)
         )
+        viewed = {
+            alias: TableViews(
+                alias,
+                TableRoot(BUCKET, alias),
+                table,
+                LogCatalog(self.clock, 120, partial(self.marks.of, alias)),
+            )
+            for alias, table in tables.items()
+        }
+        self.cache = self._make_cache(viewed, folder)
         self.masks = masks = parts.masks()
         self.views = views = parts.log_views(
-            {
-                alias: TableViews(
-                    alias,
-                    TableRoot(BUCKET, alias),
-                    table,
-                    LogCatalog(self.clock, 120, partial(self.marks.of, alias)),
-                )
-                for alias, table in tables.items()
-            },
+            viewed,
             cache=self.cache,
             disk=self.disk,
             memory=MemoryCache(memory_bytes),
@@ -197,9 +199,17 @@ class MemoryProxy:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.clock.seconds(), UTC)
 
-    def _make_cache(self, tables: Mapping[str, TableClient], folder: pathlib.Path) -> MetadataCache:
+    def _make_cache(self, viewed: Mapping[str, TableViews], folder: pathlib.Path) -> MetadataCache:
         return MetadataCache(
-            {alias: TableSource(alias, TableRoot(BUCKET, alias), table) for alias, table in tables.items()},
+            {
+                alias: TableSource(
+                    alias,
+                    table.root,
+                    SharedLog(table, self.disk, self._pool),
+                    table.catalog.forget_all,
+                )
+                for alias, table in viewed.items()
+            },
             clock=self.clock,
             defer_to_pool=self._pool,
             directory=folder,

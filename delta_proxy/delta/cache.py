@@ -130,10 +130,10 @@ class MetadataCache:
     def _taken_over(self, alias: str, source: TableSource) -> _Table:
         known = self._tables.get(alias)
         if known is not None and known.place.identity == source.identity:
-            known.log = source.log
+            known.source = source
             return known
         place = Place(source.identity, source.root, self._directory)
-        return _Table(alias, place, source.log, self._tools)
+        return _Table(alias, place, source, self._tools)
 
     def _table(self, alias: str) -> _Table:
         if alias not in self._tables:
@@ -208,9 +208,9 @@ class _Tools:
 class _Table:
     """The index of one table and the work on it. `index` is only replaced while `_lock` is held."""
 
-    def __init__(self, alias: str, place: Place, log: LogSource, tools: _Tools) -> None:
+    def __init__(self, alias: str, place: Place, source: TableSource, tools: _Tools) -> None:
         self.place = place
-        self.log = log
+        self.source = source
         self._alias = alias
         self._clock = tools.clock
         self._defer_to_pool = tools.defer_to_pool
@@ -234,6 +234,11 @@ class _Table:
         self._completing: Flight[TableIndex] | None = None
 
     @property
+    def log(self) -> LogSource:
+        """The table's log."""
+        return self.source.log
+
+    @property
     def at_hand(self) -> TableIndex | None:
         """The index as it stands."""
         return self._index
@@ -250,7 +255,7 @@ class _Table:
         if self._index is None:
             return await self._build_flight().wait()
         if self._mark(self.place.identity) != self._marked:
-            return await self._listing_to_come(_REFRESH_SECONDS).wait()
+            return await self._listing_to_come(0.0).wait()
         age = self._clock.seconds() - self._right_at
         if age >= self._ttl:
             listing = self._listing_to_come(_REFRESH_SECONDS)
@@ -272,7 +277,7 @@ class _Table:
         index = await self.complete()
         if self._known_since > moment:
             return index
-        await self._listing_to_come(_REFRESH_SECONDS).wait()
+        await self._listing_to_come(0.0).wait()
         return await self.complete()
 
     async def complete(self) -> TableIndex:
@@ -396,6 +401,7 @@ class _Table:
             return await self._build_once(previous)
 
     async def _build_once(self, previous: TableIndex | None) -> TableIndex:
+        self.source.forget()
         listed = await self._list(0)
         segment = select_segment(listed)
         anchor = _anchor(segment, listed)

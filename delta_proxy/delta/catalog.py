@@ -65,6 +65,15 @@ class CatalogedStore:
         return page
 
 
+@attrs.frozen
+class _Knowledge:
+    """What the store has, when it first said so, and when it said so last."""
+
+    stat: ObjectStat
+    since: float
+    told: float
+
+
 class LogCatalog:
     """The immutable log files of one table, as last listed or asked for; the oldest knowledge goes first.
 
@@ -76,7 +85,7 @@ class LogCatalog:
         self._ttl = ttl
         self._mark = mark
         self._marked = mark()
-        self._known: OrderedDict[str, tuple[float, ObjectStat]] = OrderedDict()
+        self._known: OrderedDict[str, _Knowledge] = OrderedDict()
         self._pages: dict[PageName, Successive[ListPage]] = {}
 
     def shared(
@@ -93,7 +102,9 @@ class LogCatalog:
         """Take in what the store just said of a path; anything but an immutable log file is not kept."""
         if not is_immutable(path):
             return
-        self._known[path] = (self._clock.seconds(), stat)
+        known, now = self._known.get(path), self._clock.seconds()
+        since = known.since if known is not None and known.stat.etag == stat.etag else now
+        self._known[path] = _Knowledge(stat, since, now)
         self._known.move_to_end(path)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
@@ -111,15 +122,21 @@ class LogCatalog:
             self._marked = marked
             self._known.clear()
         found = self._known.get(path)
-        if found is None or self._clock.seconds() - found[0] > self._ttl:
+        if found is None or self._clock.seconds() - found.told > self._ttl:
             return None
-        return found[1]
+        return found.stat
 
-    def learned_at(self, path: str) -> float:
-        """When the store said what is known of a path, by the clock; now, when nothing is known."""
+    def since(self, path: str) -> float:
+        """When the store first said what it has said of a path ever since, by the clock; now, when nothing is
+        known.
+        """
         found = self._known.get(path)
-        return self._clock.seconds() if found is None else found[0]
+        return self._clock.seconds() if found is None else found.since
 
     def forget(self, path: str) -> None:
         """Drop what turned out wrong."""
         self._known.pop(path, None)
+
+    def forget_all(self) -> None:
+        """Drop everything: the table may be another by now."""
+        self._known.clear()

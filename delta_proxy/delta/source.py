@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -71,12 +71,18 @@ class LogSource(Protocol):
         ...
 
 
+def _nothing_known() -> None:
+    """Of a source that remembers nothing."""
+
+
 @attrs.frozen
 class TableSource:
     """A table as the cache knows it. `identity` names the store and the place: an index of another is not
-    used.
+    used. `forget` is called before an index is made anew: the table may be another than the one whose files
+    are known.
     """
 
     identity: str
     root: TableRoot
     log: LogSource
+    forget: Callable[[], None] = _nothing_known

@@ -214,7 +214,7 @@ class LogViews:
         stat, now = await self._stat(table, path), self._now()
         make = partial(self._rewrite, alias, grant, file, stat, now)
         with _translated(table, path):
-            key = await self._key_of(alias, grant, file, now)
+            key = await self._key_of(alias, grant, file, stat, now)
             content = await self._view(view_name(table, path, stat, key), make)
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
 
@@ -280,7 +280,7 @@ class LogViews:
             await self._disk.get(view_name(table, file.path, stat, grant.fingerprint), make, kind="view")
         return manifest.columns
 
-    async def _key_of(self, alias: str, grant: Grant, file: LogFile, now: datetime) -> str:
+    async def _key_of(self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime) -> str:
         """The key of the view that a file is in. What the file itself adds has its part in it: were it made
         under a key without that, it would come back under that key when the grant has moved on. And what was
         made of a checkpoint ahead is right by an index that knows the file.
@@ -289,7 +289,7 @@ class LogViews:
             return await self.key(alias, grant)
         self._begin_ahead(alias, grant)
         with _translated(self._tables[alias], file.path):
-            return self._key(alias, await self._index_with(alias, file), grant, now)
+            return self._key(alias, await self._index_with(alias, file, stat), grant, now)
 
     def _key(self, alias: str, index: TableIndex, grant: Grant, now: datetime) -> str:
         """`view_key`, worked out once for an index and what a mask shows of it."""
@@ -339,7 +339,7 @@ class LogViews:
     async def _rewrite(  # noqa: PLR0917 - what a file of a view is made of
         self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime, target: Path
     ) -> None:
-        index = await self._index_with(alias, file)
+        index = await self._index_with(alias, file, stat)
         async with self._raw(self._tables[alias], file.path, stat) as original:
             try:
                 questions = await self._questions(alias, index, grant, file, now)
@@ -360,10 +360,14 @@ class LogViews:
         columns = await self._columns(index, table, file)
         return partial(view_grant, grant, self._masks.of(index, grant, now), table.root, now, columns)
 
-    async def _index_with(self, alias: str, file: LogFile) -> TableIndex:
-        """The index with all of the log that remains, at least as new as what is known of the file."""
-        learned_at = self._tables[alias].catalog.learned_at(file.path)
-        index = await self._cache.as_of(alias, learned_at)
+    async def _index_with(self, alias: str, file: LogFile, stat: ObjectStat) -> TableIndex:
+        """The index with all of the log that remains, as of a moment at which the store had this very file.
+        Raises Replaced when it has it no more.
+        """
+        table = self._tables[alias]
+        index = await self._cache.as_of(alias, table.catalog.since(file.path))
+        if (await self._stat(table, file.path)).etag != stat.etag:
+            raise Replaced
         if file.version is not None and file.version > index.version:
             raise ViewError("the log has no version of this number")
         return index

@@ -73,8 +73,24 @@ def test_the_latest_word_counts_and_its_time_is_known(catalog: LogCatalog, clock
     clock.advance(5)
     found = catalog.find(COMMIT)
     assert found is not None
-    assert (found.etag, catalog.learned_at(COMMIT)) == ('"b"', 5.0)
-    assert catalog.learned_at("_delta_log/never-heard-of") == 10.0
+    assert (found.etag, catalog.since(COMMIT)) == ('"b"', 5.0)
+    assert catalog.since("_delta_log/never-heard-of") == 10.0
+
+
+def test_what_is_said_again_is_known_since_it_was_first_said(catalog: LogCatalog, clock: Clock) -> None:
+    catalog.learn(COMMIT, STAT)
+    clock.advance(TTL)
+    catalog.learn(COMMIT, STAT)
+    clock.advance(TTL)
+    assert (catalog.find(COMMIT), catalog.since(COMMIT)) == (STAT, 0.0)
+
+
+def test_of_another_table_nothing_is_known(catalog: LogCatalog, clock: Clock) -> None:
+    catalog.learn(COMMIT, STAT)
+    catalog.forget_all()
+    clock.advance(5)
+    catalog.learn(COMMIT, STAT)
+    assert catalog.since(COMMIT) == 5.0
 
 
 @attrs.frozen

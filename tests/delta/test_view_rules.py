@@ -238,15 +238,18 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "views: an ETag is the view's own": ("delta.views", ("\\n{etag}\\n{view}", "\\n{etag}")),
     "views: views are kept apart": (
         "delta.views",
-        ("key = await self._key_of(alias, grant, file, now)", 'key = "one for all"'),
+        ("key = await self._key_of(alias, grant, file, stat, now)", 'key = "one for all"'),
     ),
     "views: what is downloaded is what was asked for": (
         "delta.views",
-        (".etag != stat.etag:", ".etag == '':"),
+        ("download(path, target)).etag != stat.etag:", "download(path, target)).etag == '':"),
     ),
     "views: an index older than the file does not judge it": (
         "delta.views",
-        ("await self._cache.as_of(alias, learned_at)", "await self._cache.complete(alias)"),
+        (
+            "await self._cache.as_of(alias, table.catalog.since(file.path))",
+            "await self._cache.complete(alias)",
+        ),
     ),
     "views: a sidecar that no checkpoint names is absent": (
         "delta.views",
