@@ -392,7 +392,8 @@ class ProxyService(MultiService):
         return site
 
     def _finished(self, record: RequestRecord) -> None:
-        record_decision(record, utc_now(), self._audit)
+        if self._audit is not None:
+            record_decision(record, utc_now(), self._audit)
         note = record.note
         self.metrics.request_finished(
             note.operation,
@@ -404,7 +405,8 @@ class ProxyService(MultiService):
             note.principal,
             note.proxied,
         )
-        self.metrics.bytes_received(record.bytes_received)
+        if record.bytes_received:
+            self.metrics.bytes_received(record.bytes_received)
         if record.status == TEMPORARY_REDIRECT:
             self.metrics.redirected()
 

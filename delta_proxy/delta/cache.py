@@ -180,8 +180,11 @@ class MetadataCache:
         No entries: as of the start of this call the log says nothing about the path.
         """
         table = self._table(alias)
-        index = await table.current()
-        if not index.lookup(path):
+        index = table.fresh() or await table.current()
+        entries = index.lookup(path)
+        if entries and index.complete:
+            return index, entries
+        if not entries:
             index = await table.refreshed(_REFRESH_SECONDS)
         if not index.complete:
             index = await table.complete()
@@ -252,16 +255,24 @@ class _Table:
 
     async def current(self) -> TableIndex:
         """The index, advanced in the background when it is old; at twice that age it decides nothing more."""
+        index = self.fresh()
+        if index is not None:
+            return index
         if self._index is None:
             return await self._build_flight().wait()
-        if self._mark(self.place.identity) != self._marked:
-            return await self._listing_to_come(0.0).wait()
+        written = self._mark(self.place.identity) != self._marked
+        return await self._listing_to_come(0.0 if written else _REFRESH_SECONDS).wait()
+
+    def fresh(self) -> TableIndex | None:
+        """The index where it may decide without a look at the log, which is begun when it is due."""
+        index = self._index
+        if index is None or self._mark(self.place.identity) != self._marked:
+            return None
         age = self._clock.seconds() - self._right_at
-        if age >= self._ttl:
-            listing = self._listing_to_come(_REFRESH_SECONDS)
-            if age >= 2 * self._ttl:
-                return await listing.wait()
-        return self._index
+        if age < self._ttl:
+            return index
+        self._listing_to_come(_REFRESH_SECONDS)
+        return index if age < 2 * self._ttl else None
 
     async def refreshed(self, min_interval: float) -> TableIndex:
         """The index as of a listing that began after this call."""

@@ -101,9 +101,24 @@ class S3Channel(http.HTTPChannel):
         if self._phase is _Phase.CLOSING:
             self._drop(len(data))
             return
+        if not (self._busyReceiving or self._buffer) and self.line_mode and self._is_one_head(data):
+            self._busyReceiving = True
+            try:
+                self.lineReceived(data[: -len(self.delimiter)])
+            finally:
+                self._busyReceiving = False
+            if not self._buffer or self.transport.disconnecting:
+                return
+            # Bytes that came while the head was being answered.
+            data = b""
         LineReceiver.dataReceived(self, data)
         if self.line_mode and self._buffer and not self._busyReceiving:
             self._head_incomplete()
+
+    def _is_one_head(self, data: bytes) -> bool:
+        """Whether these bytes are one head from its beginning to its end, as they mostly are."""
+        end = data.find(self.delimiter)
+        return 0 <= end <= self.MAX_LENGTH and end + len(self.delimiter) == len(data)
 
     def lineReceived(self, line: bytes) -> None:
         """A whole head has arrived: start the request."""
@@ -289,6 +304,9 @@ class S3Channel(http.HTTPChannel):
         self._phase = _Phase.IDLE
         self._arm(self.site.limits.idle_seconds)
         self._resume_reading()
+        if not self._dataBuffer:
+            self.line_mode = 1
+            return
         held = b"".join(self._dataBuffer)
         self._dataBuffer = []
         self.setLineMode(held)

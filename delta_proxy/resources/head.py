@@ -26,6 +26,8 @@ _FIELD = re.compile(_TOKEN + rb"+:[\t -~\x80-\xff]*")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+")
 _BEGINNING = re.compile(_TOKEN + rb"{0,32}(?: [!-~\x80-\xff]*(?: [HTP/0-9.]{0,8}\r?)?)?")
 _MOST_DIGITS = 18
+# Without any of these a request has no body, waits for nothing, and leaves the connection open.
+_FRAMING = frozenset({"content-length", "transfer-encoding", "expect", "connection"})
 
 
 class UriTooLong(InvalidURI):
@@ -135,6 +137,8 @@ def _framing(headers: Headers, *, modern: bool) -> tuple[int | None, bool, bool]
     hosts = headers.all("host")
     if len(hosts) > 1 or (modern and not hosts):
         raise InvalidRequest("Exactly one Host header is required.")
+    if headers.lacks(_FRAMING):
+        return 0, modern, False
     length = _length(headers.all("content-length"), headers.all("transfer-encoding"), modern=modern)
     expects = modern and any(value.lower() == "100-continue" for value in headers.all("expect"))
     return length, modern and not _closes(headers.all("connection")), expects and length != 0

@@ -1,13 +1,13 @@
 """The root of the Resource tree: parses each request once, hands it to the bucket or object it names."""
 
-# getChild is twisted.web's name.
-# ruff: noqa: N802
+# isLeaf is twisted.web's name.
+# ruff: noqa: N815
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
 from twisted.web.resource import Resource
 
-from delta_proxy.resources.base import ErrorResource
+from delta_proxy.resources.base import ErrorResource, S3Resource
 from delta_proxy.resources.bucket import BucketResource, ServiceResource
 from delta_proxy.resources.bulk import BulkResource
 from delta_proxy.resources.cors import PreflightResource, mark
@@ -25,8 +25,10 @@ from delta_proxy.s3.request import parse_request
 class RootResource(Resource):
     """`/` is the service, `/<bucket>` the bucket, everything below an object; virtual-host style likewise.
 
-    The path that twisted.web splits and decodes is not used: the key comes from the raw request target.
+    The key comes from the raw request target: twisted.web need not split the path, nor walk a tree.
     """
+
+    isLeaf = True
 
     def __init__(self, services: Services) -> None:
         super().__init__()
@@ -45,14 +47,15 @@ class RootResource(Resource):
         """What every answer to this request holds, refusals included; S3Site calls it before the rest."""
         mark(request, self._services.settings.cors)
 
-    def getChild(self, path: bytes, request: EdgeRequest) -> Resource:
-        """The leaf that answers this request."""
+    def render(self, request: EdgeRequest) -> int:
+        """Let the resource that the request names answer it."""
         try:
-            return self._leaf(request)
+            leaf = self._leaf(request)
         except S3Error as error:
-            return ErrorResource(error)
+            leaf = ErrorResource(error)
+        return leaf.render(request)
 
-    def _leaf(self, request: EdgeRequest) -> Resource:
+    def _leaf(self, request: EdgeRequest) -> S3Resource | ErrorResource | PreflightResource | ForwardResource:
         services = self._services
         if request.method == b"OPTIONS":
             return PreflightResource(services.settings.cors)

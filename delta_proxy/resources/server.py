@@ -13,12 +13,13 @@ body, so that a refusal costs no upload; a resource that wants the body asks for
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import time
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import IResource
@@ -109,6 +110,8 @@ class S3Site(server.Site):
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         # The channel keeps its own time; TimeoutMixin's would be reset by every byte of a slow client.
         self.timeOut = None
+        # The time by the injected reactor, past a method of our own.
+        self.seconds: Callable[[], float] = reactor.seconds
         self.limits = EdgeLimits() if limits is None else limits
         self.channels: set[S3Channel] = set()
         self.refusals: set[_Refusal] = set()
@@ -121,10 +124,6 @@ class S3Site(server.Site):
         self._date = (-1, b"")
         self._standing = (-1, "")
 
-    def seconds(self) -> float:
-        """The time by the injected reactor."""
-        return self.reactor.seconds()
-
     def date(self) -> bytes:
         """The Date header of this second."""
         second = int(self.reactor.seconds())
@@ -134,7 +133,7 @@ class S3Site(server.Site):
 
     def standing_fields(self) -> str:
         """The lines of the fields that every answer of this second has."""
-        second = int(self.reactor.seconds())
+        second = int(self.seconds())
         if self._standing[0] != second:
             text = f"Server: {SERVER.decode('ascii')}\r\nDate: {self.date().decode('ascii')}\r\n"
             self._standing = (second, text)
@@ -153,6 +152,11 @@ class S3Site(server.Site):
         refusal = _Refusal(self)
         self.refusals.add(refusal)
         return refusal
+
+    def getResourceFor(self, request: http.Request) -> IResource:
+        """What answers a request: the resource itself where it is a leaf, which needs no walk to be found."""
+        root = cast(IResource, self.resource)
+        return root if root.isLeaf else cast(IResource, super().getResourceFor(request))
 
     def startFactory(self) -> None:
         """Nothing: twisted.web would start its own access log and its clock."""
@@ -176,23 +180,32 @@ class S3Site(server.Site):
         self._tell(RequestRecord(name, b"-", error.status, 0, 0, 0.0, request_id, note=note))
 
     def _tell(self, record: RequestRecord) -> None:
-        target, principal = redact_target(record.uri), record.note.principal or "-"
-        self._log.info(
-            READY,
-            line=f"{record.method} {target} {record.status} {record.bytes_sent}B "
-            f"{record.seconds * 1000:.1f}ms principal={principal} request={record.request_id}",
-            method=record.method,
-            target=target,
-            status=record.status,
-            bytes_sent=record.bytes_sent,
-            bytes_received=record.bytes_received,
-            milliseconds=record.seconds * 1000,
-            principal=principal,
-            operation=record.note.operation,
-            table=record.note.table,
-            decision=record.note.decision,
-            aborted=record.aborted,
-            request_id=record.request_id,
+        log, note, target = self._log, record.note, redact_target(record.uri)
+        principal, milliseconds = note.principal or "-", record.seconds * 1000
+        # Past Logger.info, which looks through all levels to find that this is one.
+        log.observer(
+            {
+                "log_logger": log,
+                "log_level": LogLevel.info,
+                "log_namespace": log.namespace,
+                "log_source": log.source,
+                "log_format": READY,
+                "log_time": time(),
+                "line": f"{record.method} {target} {record.status} {record.bytes_sent}B "
+                f"{milliseconds:.1f}ms principal={principal} request={record.request_id}",
+                "method": record.method,
+                "target": target,
+                "status": record.status,
+                "bytes_sent": record.bytes_sent,
+                "bytes_received": record.bytes_received,
+                "milliseconds": milliseconds,
+                "principal": principal,
+                "operation": note.operation,
+                "table": note.table,
+                "decision": note.decision,
+                "aborted": record.aborted,
+                "request_id": record.request_id,
+            }
         )
         if self._on_finished is not None:
             self._on_finished(record)

@@ -31,15 +31,22 @@ class Headers:
 
     def get(self, name: str) -> str | None:
         """The first value of a field, or None."""
-        return self._first.get(name.lower())
+        value = self._first.get(name)
+        return value if value is not None or name.islower() else self._first.get(name.lower())
 
     def all(self, name: str) -> tuple[str, ...]:
         """Every value of a field, in order."""
-        wanted = name.lower()
-        value = self._first.get(wanted)
+        value = self.get(name)
         if value is None:
             return ()
-        return tuple(value for field, value in self.items if field == wanted) if self.repeats else (value,)
+        if len(self._first) == len(self.items):
+            return (value,)
+        wanted = name.lower()
+        return tuple(value for field, value in self.items if field == wanted)
+
+    def lacks(self, names: frozenset[str]) -> bool:
+        """Whether no field has any of these names, which are in lower case."""
+        return names.isdisjoint(self._first)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._first

@@ -130,8 +130,8 @@ def canonical_headers(headers: Pairs) -> tuple[str, str]:
     for name, value in headers:
         lower, text = name.lower(), canonical_value(value)
         values[lower] = f"{values[lower]},{text}" if lower in values else text
-    names = sorted(values)
-    return "".join([f"{name}:{values[name]}\n" for name in names]), ";".join(names)
+    ordered = sorted(values.items())
+    return "".join([f"{name}:{value}\n" for name, value in ordered]), ";".join([name for name, _ in ordered])
 
 
 def canonical_request(  # noqa: PLR0917
@@ -156,7 +156,11 @@ def signature(key: bytes, text: str) -> str:
 
 def timestamp_of(moment: datetime) -> str:
     """An aware datetime as x-amz-date writes it."""
-    at = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return _timestamp(moment if moment.tzinfo is UTC else moment.astimezone(UTC))
+
+
+@lru_cache(maxsize=_SCOPES)
+def _timestamp(at: datetime) -> str:
     return f"{at.year:04}{at.month:02}{at.day:02}T{at.hour:02}{at.minute:02}{at.second:02}Z"
 
 

@@ -310,6 +310,7 @@ def _signed_headers(text: str, error: type[S3Error]) -> tuple[str, ...]:
     return names
 
 
+@lru_cache(maxsize=_SCOPES)
 def _moment(timestamp: str) -> datetime | None:
     if not _TIMESTAMP.fullmatch(timestamp):
         return None
@@ -386,13 +387,13 @@ def _check_time(presented: Presented, now: datetime) -> None:
 
 def _check_signed_headers(request: S3Request, presented: Presented) -> None:
     signed = presented.signed_headers
-    unsigned = {name for name, _ in request.headers.items if name.startswith("x-amz-") and name not in signed}
+    unsigned = [name for name, _ in request.headers.items if name not in signed and name.startswith("x-amz-")]
     if "host" not in signed:
-        unsigned.add("host")
+        unsigned.append("host")
     if unsigned:
         raise AccessDenied(
             "There were headers present in the request which were not signed",
-            fields={"HeadersNotSigned": ", ".join(sorted(unsigned))},
+            fields={"HeadersNotSigned": ", ".join(sorted(set(unsigned)))},
         )
 
 
@@ -413,15 +414,32 @@ def _payload(presented: Presented, computed: str | None) -> str:
 
 
 def _canonical(request: S3Request, presented: Presented, payload: str) -> str:
-    query = [(name, value) for name, value in request.query if name != "X-Amz-Signature"]
+    query = ""
+    if request.query:
+        query = canonical_query([pair for pair in request.query if pair[0] != "X-Amz-Signature"])
     return canonical_request(
         request.method,
         request.raw_path.decode("utf-8", "surrogateescape"),
-        canonical_query(query) if query else "",
-        "".join([_canonical_line(request, name) for name in presented.signed_headers]),
+        query,
+        _canonical_block(request, presented.signed_headers),
         ";".join(presented.signed_headers),
         payload,
     )
+
+
+def _canonical_block(request: S3Request, signed: tuple[str, ...]) -> str:
+    """The lines of the signed headers. Most requests have each once, in ASCII, without spaces in a row."""
+    headers, host = request.headers, request.host
+    block = "".join(
+        [
+            f"{name}:{value}\n"
+            for name in signed
+            if (value := host if name == "host" else headers.get(name)) is not None
+        ]
+    )
+    if headers.repeats or "  " in block or not block.isascii():
+        return "".join([_canonical_line(request, name) for name in signed])
+    return block
 
 
 def _canonical_line(request: S3Request, name: str) -> str:

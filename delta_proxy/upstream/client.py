@@ -530,7 +530,7 @@ class TableClient:
         return self._region
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._pacing.clock.seconds() + self._skew, UTC)
+        return _moment(int(self._pacing.clock.seconds() + self._skew))
 
     def learn(self, refusal: Refusal, learned: set[str]) -> bool:
         """Whether the store told something that makes the request worth repeating at once; each thing once.
@@ -613,6 +613,12 @@ class TableClient:
 
 
 _key = attrgetter("key")
+
+
+@functools.lru_cache(maxsize=16)
+def _moment(second: int) -> datetime:
+    """A second of POSIX time; signatures are not finer."""
+    return datetime.fromtimestamp(second, UTC)
 
 
 def _nothing() -> None:
