@@ -1,7 +1,7 @@
 """A body from the client to the store, verified on its way.
 
-A small body is held until it is known to be what was announced. Of a large one the last piece is held back
-until then: before it has the last byte, no store has an object.
+A small body is held until it is known to be what was announced. Of a large one the end is held back until
+then, the last piece or the last chunk: before it has the last byte, no store has an object.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from attrs import frozen
 
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.chunk_writing import (
+    ResignedChunks,
     SignedChunks,
     TrailedChunks,
     Unframed,
     signed_length,
     trailed_length,
 )
-from delta_proxy.s3.chunked import ChunkSigning
+from delta_proxy.s3.chunked import Chunk, ChunkSigning
 from delta_proxy.s3.errors import EntityTooLarge
 from delta_proxy.s3.payload import Payload, Trailers, payload_hash
 from delta_proxy.s3.verify import STREAMING_SIGNED, STREAMING_UNSIGNED_TRAILER
@@ -37,12 +38,12 @@ Fields = tuple[tuple[str, str], ...]
 class Framer(Protocol):
     """Writes a payload as it goes to the store."""
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """What these bytes add."""
+    def feed_chunk(self, chunk: Chunk) -> list[bytes]:
+        """What may go to the store now; never the end of the body."""
         ...
 
     def finish(self, trailers: Trailers) -> list[bytes]:
-        """What ends the body."""
+        """What ends the body, all of it verified."""
         ...
 
 
@@ -79,6 +80,9 @@ async def for_store(request: EdgeRequest, payload: Payload, fields: Fields) -> S
     if payload.decoder is None:
         return _streamed(request, payload, fields, payload.length, payload_hash(payload), _unframed)
     chunked = (*_chunked(fields), ("x-amz-decoded-content-length", str(payload.length)))
+    if payload.trailer is None and payload.decoder.signed and request.body_length is not None:
+        size = request.body_length
+        return _streamed(request, payload, chunked, size, STREAMING_SIGNED, ResignedChunks)
     if payload.trailer is None:
         size = signed_length(payload.length)
         return _streamed(request, payload, chunked, size, STREAMING_SIGNED, SignedChunks)
@@ -103,18 +107,12 @@ def _streamed(  # noqa: PLR0917 - what makes a streamed body, in the order of it
 
 
 async def _relayed(request: EdgeRequest, payload: Payload, framer: Framer, outgoing: Outgoing) -> None:
-    """Pass the payload on, its last piece only when all of it is verified. Raises S3Error, StoreGone."""
-    held = b""
+    """Pass the payload on, its end only when all of it is verified. Raises S3Error, StoreGone."""
     while data := await request.read_some(_PIECE):
-        framed: list[bytes] = []
-        for piece in payload.feed(data):
-            if held:
-                framed += framer.feed(held)
-            held = piece
+        framed = [part for chunk in payload.feed_chunks(data) for part in framer.feed_chunk(chunk)]
         if framed:
-            await outgoing.write(b"".join(framed))
-    trailers = payload.finish()
-    await outgoing.write(b"".join([*framer.feed(held), *framer.finish(trailers)]))
+            await outgoing.write(*framed)
+    await outgoing.write(*framer.finish(payload.finish()))
 
 
 def _unframed(signing: ChunkSigning) -> Framer:

@@ -11,6 +11,7 @@ import termios
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -35,6 +36,9 @@ from delta_proxy.upstream.http1 import plain_socket
 if TYPE_CHECKING:
     from delta_proxy.resources.edge_request import EdgeRequest
     from delta_proxy.resources.server import S3Site
+
+
+_BODY_READ = 256 * 1024
 
 
 class _Phase(Enum):
@@ -261,14 +265,24 @@ class S3Channel(http.HTTPChannel):
         """Somebody waits for the body: the client has `body_seconds` to send it."""
         self._body_awaited = True
         self._arm(self.site.limits.body_seconds)
+        self._read_at_once(_BODY_READ)
         self._resume_reading()
+
+    def body_handed_on(self) -> None:
+        """Who waited for a part of the body has it. What comes meanwhile is held, up to a bound."""
+        self._body_awaited = False
+        self._deadline = None
 
     def body_ended(self) -> None:
         """Nobody waits for the body any more."""
-        self._body_awaited = False
-        self._deadline = None
+        self.body_handed_on()
         if self._body_open:
             self.pause_reading()
+
+    def _read_at_once(self, size: int) -> None:
+        """How many bytes one read of a plain socket takes: a body costs less in large ones."""
+        if plain_socket(self.transport) is not None:
+            self.transport.bufferSize = size
 
     def _resume_reading(self) -> None:
         if self._reading_paused:
@@ -291,6 +305,7 @@ class S3Channel(http.HTTPChannel):
         if self._phase is _Phase.CLOSING:
             return
         self._body_open = False
+        self._read_at_once(FileDescriptor.bufferSize)
         if rest:
             self._hold(rest)
         self.requests[0].body_received()

@@ -377,7 +377,7 @@ class EdgeRequest(server.Request):
         data = b"".join(self._chunks)
         self._chunks.clear()
         self._held = 0
-        self.channel.body_ended()
+        self.channel.body_handed_on()
         if streamer is not None:
             streamer.callback(data)
         return True

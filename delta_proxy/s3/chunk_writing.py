@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 
 from delta_proxy.s3.checksums import encoded_size
-from delta_proxy.s3.chunked import ChunkSigning
+from delta_proxy.s3.chunked import Chunk, ChunkSigning
 from delta_proxy.s3.sigv4 import EMPTY_SHA256, signature
 
 CHUNK = 128 * 1024
@@ -16,25 +16,69 @@ _SIGNATURE_LENGTH = 64
 
 
 class Unframed:
-    """A body as it is."""
+    """A body as it is. Nothing of a frame tells its end, so its last piece waits until all is verified."""
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The bytes themselves."""
-        return [data]
+    def __init__(self) -> None:
+        self._held: tuple[bytes, ...] = ()
+
+    def feed_chunk(self, chunk: Chunk) -> list[bytes]:
+        """The bytes before these."""
+        before, self._held = self._held, chunk.pieces
+        return list(before)
 
     def finish(self, trailers: tuple[tuple[str, str], ...]) -> list[bytes]:
-        """Nothing follows."""
-        return []
+        """The last bytes."""
+        return list(self._held)
+
+
+class _Signatures:
+    """The signatures of chunks, each over the one before it."""
+
+    def __init__(self, signing: ChunkSigning) -> None:
+        self._signing = signing
+        self._previous = signing.seed
+
+    def line(self, size: int, digest: str) -> bytes:
+        """The line before a chunk of so many bytes with this hex SHA-256."""
+        signing = self._signing
+        text = (
+            f"AWS4-HMAC-SHA256-PAYLOAD\n{signing.timestamp}\n{signing.scope}\n{self._previous}\n"
+            f"{EMPTY_SHA256}\n{digest}"
+        )
+        self._previous = signature(signing.key, text)
+        return f"{size:x};chunk-signature={self._previous}\r\n".encode("ascii")
+
+
+class ResignedChunks:
+    """The chunks that a client signed, signed anew: both signatures cover the same digest, so a chunk is
+    hashed once. The framed body is as long as the client's.
+    """
+
+    def __init__(self, signing: ChunkSigning) -> None:
+        self._signatures = _Signatures(signing)
+
+    def feed_chunk(self, chunk: Chunk) -> list[bytes]:
+        """The chunk in its frame. Raises ValueError for one without a digest."""
+        if chunk.sha256 is None:
+            raise ValueError("a chunk without the digest of its signature")
+        return [self._signatures.line(sum(map(len, chunk.pieces)), chunk.sha256), *chunk.pieces, b"\r\n"]
+
+    def finish(self, trailers: tuple[tuple[str, str], ...]) -> list[bytes]:
+        """The last chunk, which is empty."""
+        return [self._signatures.line(0, EMPTY_SHA256) + b"\r\n"]
 
 
 class SignedChunks:
     """Chunks that are signed, each over the signature before it (STREAMING-AWS4-HMAC-SHA256-PAYLOAD)."""
 
     def __init__(self, signing: ChunkSigning) -> None:
-        self._signing = signing
-        self._previous = signing.seed
+        self._signatures = _Signatures(signing)
         self._held: list[bytes] = []
         self._size = 0
+
+    def feed_chunk(self, chunk: Chunk) -> list[bytes]:
+        """The chunks that this payload completes, cut anew."""
+        return [line for piece in chunk.pieces for line in self.feed(piece)]
 
     def feed(self, data: bytes) -> list[bytes]:
         """The chunks that these bytes complete."""
@@ -51,28 +95,12 @@ class SignedChunks:
     def finish(self, trailers: tuple[tuple[str, str], ...]) -> list[bytes]:
         """The last chunks."""
         framed = self._chunk() if self._size else []
-        return [*framed, b"0;chunk-signature=%b\r\n\r\n" % self._sign(EMPTY_SHA256)]
+        return [*framed, self._signatures.line(0, EMPTY_SHA256) + b"\r\n"]
 
     def _chunk(self) -> list[bytes]:
         data = b"".join(self._held)
         self._held, self._size = [], 0
-        signed = self._sign(hashlib.sha256(data).hexdigest())
-        return [b"%x;chunk-signature=%b\r\n" % (len(data), signed), data, b"\r\n"]
-
-    def _sign(self, digest: str) -> bytes:
-        signing = self._signing
-        text = "\n".join(
-            (
-                "AWS4-HMAC-SHA256-PAYLOAD",
-                signing.timestamp,
-                signing.scope,
-                self._previous,
-                EMPTY_SHA256,
-                digest,
-            )
-        )
-        self._previous = signature(signing.key, text)
-        return self._previous.encode("ascii")
+        return [self._signatures.line(len(data), hashlib.sha256(data).hexdigest()), data, b"\r\n"]
 
 
 class TrailedChunks:
@@ -83,6 +111,10 @@ class TrailedChunks:
     def __init__(self, length: int) -> None:
         self._left = length
         self._open = 0
+
+    def feed_chunk(self, chunk: Chunk) -> list[bytes]:
+        """The payload, cut anew."""
+        return [line for piece in chunk.pieces for line in self.feed(piece)]
 
     def feed(self, data: bytes) -> list[bytes]:
         """The bytes, with the heads of chunks between them."""

@@ -87,6 +87,16 @@ class ChunkSigning:
         return cls(key, presented.timestamp, presented.scope, presented.signature)
 
 
+@frozen
+class Chunk:
+    """Payload that was given out together: a whole chunk with the hex SHA-256 that its signature covers,
+    or one piece without.
+    """
+
+    pieces: tuple[bytes, ...]
+    sha256: str | None = None
+
+
 class _State(Enum):
     HEADER = auto()
     DATA = auto()
@@ -126,12 +136,21 @@ class ChunkedDecoder:
         self._start_chunk(0, None)
 
     @property
+    def signed(self) -> bool:
+        """Whether chunks are given out whole, with the digest that their verified signature covers."""
+        return self._signing is not None
+
+    @property
     def verified_checksums(self) -> frozenset[str]:
         """The declared trailers whose value is verified here; the others are for the store to verify."""
         return frozenset(self._checksums)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The pieces of payload that these bytes of the body complete, verified where chunks are signed.
+        """The pieces of payload that these bytes of the body complete. Raises as `feed_chunks`."""
+        return [piece for chunk in self.feed_chunks(data) for piece in chunk.pieces]
+
+    def feed_chunks(self, data: bytes) -> list[Chunk]:
+        """What these bytes of the body complete, verified where chunks are signed.
 
         Raises SignatureDoesNotMatch, IncompleteBody when the payload outgrows its announced length,
         InvalidRequest for a malformed chunk or one beyond 16 MiB, MalformedTrailerError, BadDigest for a
@@ -139,7 +158,7 @@ class ChunkedDecoder:
         """
         if self._state is _State.FAILED:
             raise InvalidRequest("The body was refused before.")
-        released: list[bytes] = []
+        released: list[Chunk] = []
         try:
             self._buffer += self._straight(data, released)
             while self._step(released):
@@ -151,7 +170,7 @@ class ChunkedDecoder:
             raise
         return released
 
-    def _straight(self, data: bytes, released: list[bytes]) -> bytes:
+    def _straight(self, data: bytes, released: list[Chunk]) -> bytes:
         """What is left when the beginning went to an open chunk: payload need not pass the buffer."""
         if self._state is not _State.DATA or self._buffer or not data:
             return data
@@ -166,7 +185,7 @@ class ChunkedDecoder:
             raise IncompleteBody("The body ended before its last chunk.")
         return self.trailers
 
-    def _step(self, released: list[bytes]) -> bool:
+    def _step(self, released: list[Chunk]) -> bool:
         """One step of the decoding; False when more bytes are needed."""
         if self._state is _State.DATA:
             return self._read_data(released)
@@ -216,7 +235,7 @@ class ChunkedDecoder:
         self._held: list[bytes] = []
         self._digest = hashlib.sha256()
 
-    def _read_data(self, released: list[bytes]) -> bool:
+    def _read_data(self, released: list[Chunk]) -> bool:
         if not self._buffer:
             return False
         piece = bytes(memoryview(self._buffer)[: self._missing])
@@ -224,30 +243,32 @@ class ChunkedDecoder:
         self._take(piece, released)
         return True
 
-    def _take(self, piece: bytes, released: list[bytes]) -> None:
+    def _take(self, piece: bytes, released: list[Chunk]) -> None:
         self._missing -= len(piece)
         if self._signing is None:
-            self._release(piece, released)
+            self._release((piece,), None, released)
         else:
             self._digest.update(piece)
             self._held.append(piece)
         if not self._missing:
             self._state = _State.DATA_END
 
-    def _end_chunk(self, line: bytes, released: list[bytes]) -> None:
+    def _end_chunk(self, line: bytes, released: list[Chunk]) -> None:
         if line:
             raise InvalidRequest("A chunk of the body is longer than its size.")
-        self._verify_chunk(self._digest.hexdigest())
-        for piece in self._held:
-            self._release(piece, released)
-        self._held = []
+        if self._held:
+            digest = self._digest.hexdigest()
+            self._verify_chunk(digest)
+            self._release(tuple(self._held), digest, released)
+            self._held = []
         self._state = _State.HEADER
 
-    def _release(self, piece: bytes, released: list[bytes]) -> None:
-        self._released += len(piece)
-        for checksum in self._checksums.values():
-            checksum.update(piece)
-        released.append(piece)
+    def _release(self, pieces: tuple[bytes, ...], digest: str | None, released: list[Chunk]) -> None:
+        for piece in pieces:
+            self._released += len(piece)
+            for checksum in self._checksums.values():
+                checksum.update(piece)
+        released.append(Chunk(pieces, digest))
 
     def _last_chunk(self) -> None:
         if self._released != self.decoded_length:

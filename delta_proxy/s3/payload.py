@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from delta_proxy.s3.checksums import CHECKSUMS, Checksum, encoded
-from delta_proxy.s3.chunked import ChunkedDecoder, ChunkSigning, decoder_for
+from delta_proxy.s3.chunked import Chunk, ChunkedDecoder, ChunkSigning, decoder_for
 from delta_proxy.s3.errors import (
     BadDigest,
     IncompleteBody,
@@ -70,15 +70,20 @@ class Payload:
         return None if self._decoder is None else next(iter(self._decoder.declared), None)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The pieces of payload in these bytes of the body. Raises S3Error as `ChunkedDecoder.feed` does."""
-        pieces = [data] if self._decoder is None else self._decoder.feed(data)
-        for piece in pieces:
-            self._received += len(piece)
-            for each in self._expected:
-                each.checksum.update(piece)
+        """The pieces of payload in these bytes of the body. Raises as `feed_chunks`."""
+        return [piece for chunk in self.feed_chunks(data) for piece in chunk.pieces]
+
+    def feed_chunks(self, data: bytes) -> list[Chunk]:
+        """The payload in these bytes of the body. Raises S3Error as `ChunkedDecoder.feed_chunks` does."""
+        chunks = [Chunk((data,))] if self._decoder is None else self._decoder.feed_chunks(data)
+        for chunk in chunks:
+            for piece in chunk.pieces:
+                self._received += len(piece)
+                for each in self._expected:
+                    each.checksum.update(piece)
         if self._received > self.length:
             raise IncompleteBody
-        return pieces
+        return chunks
 
     def finish(self) -> Trailers:
         """The trailers of a body that has come to its end, all of it verified.

@@ -13,15 +13,21 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
+from twisted.web._newclient import LengthEnforcingConsumer
 from twisted.web.http_headers import Headers as WireHeaders
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from delta_proxy.upstream.http1 import plain_socket
 from delta_proxy.upstream.relay import drop
 from delta_proxy.upstream.retry import TookTooLong, bounded
 
 Source = Callable[["Outgoing"], Coroutine[Deferred[Any], Any, None]]
 """Writes a body, of which each piece waits for the one before; returns after the last."""
+
+
+# What one call of the system takes (IOV_MAX), by far.
+_MOST_PIECES = 512
 
 
 class StoreGone(Exception):
@@ -45,14 +51,35 @@ class Outgoing:
         self._gone = False
         self._waiter: Deferred[None] | None = None
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, *pieces: bytes) -> None:
         """Send the bytes when the store is ready for them. Raises StoreGone, TookTooLong."""
         while self._paused and not self._gone:
             self._waiter = Deferred()
             await bounded(self._waiter, self._clock, self._seconds, _nothing)
         if self._gone or self._consumer is None:
             raise StoreGone
-        self._consumer.write(data)
+        rest = self._send_at_once(pieces)
+        if rest:
+            self._consumer.write(rest)
+
+    def _send_at_once(self, pieces: tuple[bytes, ...]) -> bytes:
+        """Write to the socket itself where nothing waits before it; what it did not take."""
+        consumer = self._consumer
+        transport = getattr(consumer, "_consumer", None)
+        plain = plain_socket(transport) if isinstance(consumer, LengthEnforcingConsumer) else None
+        if plain is None or transport.dataBuffer or transport._tempDataBuffer or len(pieces) > _MOST_PIECES:
+            return b"".join(pieces)
+        size = sum(map(len, pieces))
+        if not 0 < size <= consumer._length:
+            # The consumer has its own way to tell that there is too much.
+            return b"".join(pieces)
+        try:
+            sent = plain.sendmsg(pieces)
+        except OSError:
+            # Whatever it is, the transport will find it too.
+            sent = 0
+        consumer._length -= sent
+        return _behind(pieces, sent)
 
     async def end(self) -> None:
         """The last byte has been written. Raises as `write` does."""
@@ -147,6 +174,16 @@ class Exchange:
             self._outcome.callback(result)
         elif not isinstance(result, Failure):
             drop(result)
+
+
+def _behind(pieces: tuple[bytes, ...], sent: int) -> bytes:
+    """What follows the first `sent` bytes of the pieces."""
+    left: list[bytes] = []
+    for piece in pieces:
+        if sent < len(piece):
+            left.append(piece[sent:] if sent > 0 else piece)
+        sent -= len(piece)
+    return b"".join(left)
 
 
 def whole(body: bytes) -> Source:

@@ -955,10 +955,11 @@ def test_a_body_is_handed_on_piece_by_piece_and_the_client_is_held_back_between(
     assert not waiting.called
     client.send(b"c" * 60)
     assert result_of(waiting) == b"b" * 60 + b"c" * 60
+    client.send(b"d" * 65_537)
     assert client.transport.producerState == "paused"
-    waiting = request.read_some(1)
+    waiting = request.read_some(100_000)
     assert client.transport.producerState == "producing"
-    client.send(b"d" * (300_000 - 130))
+    client.send(b"d" * (300_000 - 130 - 65_537))
     assert len(result_of(waiting)) == 300_000 - 130
     assert result_of(request.read_some()) == b""
 
