@@ -18,6 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import attrs
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -227,10 +228,16 @@ class MemoryProxy:
                 self.store.put(f"{alias}/{file.relative_to(table).as_posix()}", file.read_bytes())
 
     def request(
-        self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        peer: str = "192.0.2.1",
     ) -> Answer:
         """The answer to one request, with the target exactly as given and the body in pieces."""
-        transport = StringTransport()
+        transport = StringTransport(peerAddress=IPv4Address("TCP", peer, 1))
         channel: Any = self.site.buildProtocol(None)
         channel.makeConnection(transport)
         fields = {"Host": "proxy.test", "Connection": "close", **(headers or {})}
@@ -239,7 +246,7 @@ class MemoryProxy:
         channel.dataReceived("\r\n".join([*lines, "", ""]).encode("latin-1"))
         for start in range(0, len(body), _PIECE):
             channel.dataReceived(body[start : start + _PIECE])
-        for _ in range(200):
+        for _ in range(300):
             if len(self.records) > before:
                 break
             self._let_write(transport)

@@ -45,6 +45,8 @@ class AuditRecord:
     """One decision. `time` has a zone; `duration` is in seconds; `bytes_sent` are those of the
     answer's body, `bytes` in the line, `bytes_received` those of the request's.
 
+    `copied_from` is the key that a copy is made of, None for all else.
+
     `partitions` are the sets of partition values that the path ever had, `grant` the fingerprint of the
     grant that was applied. `path` is relative to the table, None for a request about no table.
     """
@@ -58,6 +60,7 @@ class AuditRecord:
     operation: str
     table: str | None = None
     path: str | None = None
+    copied_from: str | None = None
     partitions: Sequence[Mapping[str, str | None]] = ()
     grant: str | None = None
     decision: str

@@ -49,6 +49,7 @@ def audit_record(record: RequestRecord, now: datetime) -> AuditRecord:
         operation=note.operation,
         table=note.table or None,
         path=note.path,
+        copied_from=note.copied_from,
         partitions=note.partitions,
         grant=note.grant,
         decision=_ALLOWED if allowed else "denied",

@@ -44,6 +44,13 @@ class Answer:
 
 
 @attrs.frozen
+class Rest:
+    """What is left of the body of an answer that has begun."""
+
+    body: bytes
+
+
+@attrs.frozen
 class Streamed:
     """An answer whose body comes from the store while it is sent."""
 
@@ -61,7 +68,7 @@ class Stored:
     services: Services
 
 
-AnyAnswer = Answer | Streamed | Stored
+AnyAnswer = Answer | Rest | Streamed | Stored
 
 
 class S3Resource(Resource):
@@ -213,6 +220,10 @@ async def send(request: EdgeRequest, answer: AnyAnswer) -> None:
     if isinstance(answer, Answer):
         length = ("content-length", str(len(answer.body)))
         request.answer_whole(answer.status, (*answer.headers, length), answer.body)
+        return
+    if isinstance(answer, Rest):
+        request.write(answer.body)
+        request.finish()
         return
     if isinstance(answer, Stored):
         await _send_stored(request, answer)

@@ -26,6 +26,7 @@ from delta_proxy.s3.errors import (
     NoSuchKey,
     S3Error,
 )
+from delta_proxy.s3.listing import delimited
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import announces_checksum
 from delta_proxy.s3.request import split_key
@@ -106,19 +107,26 @@ class BulkResource(S3Resource):
         """The open uploads of the tables that the principal may write to, one table after another."""
         if query.max_uploads == 0:
             return UploadPage()
-        uploads: list[OpenUpload] = []
-        prefixes: list[str] = []
+        found = UploadPage()
         for alias in self._listed(principal, query):
-            if len(uploads) + len(prefixes) >= query.max_uploads:
-                last = uploads[-1] if uploads else OpenUpload(prefixes[-1], "")
-                return UploadPage(tuple(uploads), tuple(prefixes), True, last.key, last.upload_id)
-            left = query.max_uploads - len(uploads) - len(prefixes)
-            page = await _uploads_of(writing.writers[alias], alias, attrs.evolve(query, max_uploads=left))
-            uploads += page.uploads
-            prefixes += page.prefixes
+            group = delimited(alias + "/", query.prefix, query.delimiter)
+            if group is not None and group in {query.key_marker, *found.prefixes}:
+                continue
+            left = query.max_uploads - len(found.uploads) - len(found.prefixes)
+            if not left:
+                return _cut(found)
+            asked = attrs.evolve(
+                query, max_uploads=1 if group else left, delimiter="" if group else query.delimiter
+            )
+            page = await _uploads_of(writing.writers[alias], alias, asked)
+            if group is not None:
+                page = UploadPage(prefixes=(group,)) if page.uploads else UploadPage()
+            found = attrs.evolve(
+                page, uploads=found.uploads + page.uploads, prefixes=found.prefixes + page.prefixes
+            )
             if page.truncated:
-                return attrs.evolve(page, uploads=tuple(uploads), prefixes=tuple(prefixes))
-        return UploadPage(tuple(uploads), tuple(prefixes))
+                return found
+        return found
 
     def _listed(self, principal: Principal, query: UploadQuery) -> Iterable[str]:
         """The aliases below which there may be something, in the order of their keys."""
@@ -133,6 +141,14 @@ class BulkResource(S3Resource):
         for table in self.services.gate.tables(principal):
             if writing_barred(principal, table.grant, read_only=read_only) is None:
                 yield table.alias
+
+
+def _cut(page: UploadPage) -> UploadPage:
+    """The page as one that more may follow; the next begins behind its last upload or group."""
+    last = page.uploads[-1] if page.uploads else OpenUpload("", "")
+    if page.prefixes and page.prefixes[-1] > last.key:
+        last = OpenUpload(page.prefixes[-1], "")
+    return attrs.evolve(page, truncated=True, next_key=last.key, next_upload_id=last.upload_id)
 
 
 async def _delete_in_store(writer: TableWriter, keys: Mapping[str, str]) -> dict[str, str]:

@@ -43,7 +43,8 @@ class RequestNote:
     """What a resource found out about a request, for the access log, the metrics and the audit log.
 
     It is filled in while the request is answered: several times a request, so it is no frozen value.
-    `decision` is "allowed", or a word for why not; `reason` says more. `place` is the request's place in the
+    `decision` is "allowed", or a word for why not; `reason` says more. `copied_from` is the source of a copy,
+    alias and path. `place` is the request's place in the
     audit log, None without one.
     """
 
@@ -57,6 +58,7 @@ class RequestNote:
     access_key: str | None = None
     source: str = ""
     path: str | None = None
+    copied_from: str | None = None
     partitions: tuple[Mapping[str, str | None], ...] = ()
     grant: str | None = None
     place: Place | None = None

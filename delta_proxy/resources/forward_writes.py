@@ -101,6 +101,7 @@ class ForwardedWrite:
             # Some stores take it for a space. SDKs encode it.
             raise InvalidArgument("A plus in x-amz-copy-source must be encoded.")
         alias, path = self._located(source.bucket, source.key)
+        annotate(self._request, copied_from=f"{alias}/{path}")
         opened = self._services.gate.open(principal, alias)
         if not isinstance(opened, GrantedTable) or not opened.grant.is_everything:
             annotate(self._request, decision="restricted_source", reason=f"the source is {source.key}")

@@ -15,6 +15,7 @@ from delta_proxy.resources.base import (
     Streamed,
     annotate,
 )
+from delta_proxy.resources.customer_keys import FIELDS, TOLD, brings_key, check_key_is_safe
 from delta_proxy.resources.files import override, plan
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.errors import AccessDenied, NoSuchKey, NotImplementedByProxy, S3Error
@@ -30,6 +31,7 @@ _SENT_ON = frozenset(
         *("range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
         "x-amz-checksum-mode",
     }
+    | FIELDS
 )
 """Request fields the store gets with a streamed read; everything else is the client's own business."""
 
@@ -48,8 +50,11 @@ _HANDED_BACK = frozenset(
         "last-modified",
         "x-amz-mp-parts-count",
         "x-amz-server-side-encryption",
+        "x-amz-server-side-encryption-aws-kms-key-id",
+        "x-amz-server-side-encryption-bucket-key-enabled",
         "x-amz-storage-class",
     }
+    | TOLD
 )
 _HANDED_BACK_PREFIXES = ("x-amz-meta-", "x-amz-checksum-")
 
@@ -69,8 +74,15 @@ class ObjectResource(S3Resource):
         table = self._table(principal, alias, request)
         if path is None:
             raise NoSuchKey(fields={"Key": self.s3.key})
+        keyed = brings_key(self.s3.headers)
+        if keyed:
+            check_key_is_safe(self.s3.headers, request)
         served = self._admitted(await self.services.gate.judge(table, path), request)
         client = self.services.tables[alias]
+        if keyed and (served.use is Use.DATA or table.grant.is_everything):
+            # Only the store can tell whether it is the object's key, and not every client sends it again.
+            request.note.proxied = True
+            return await self._stream(client, path)
         rule = self._rule() if self._may_redirect(served) else None
         if rule is not None and rule.follows and not self._brings_our_token(principal, rule):
             return await self._redirect(client, path, rule)

@@ -14,8 +14,10 @@ from delta_proxy.access.identity import Principal
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.resources.base import XML, Answer, AnyAnswer, Fields, S3Resource, annotate
 from delta_proxy.resources.bodies import for_store, whole
+from delta_proxy.resources.customer_keys import check_key_is_safe
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
+from delta_proxy.resources.waiting import kept_waiting
 from delta_proxy.resources.write_fields import handed_back, only, refuse, stored_fields
 from delta_proxy.resources.writing import admitted
 from delta_proxy.s3 import write_xml
@@ -39,6 +41,7 @@ _ASSEMBLY_FIELDS = (
 _COPY_PART_FIELDS = ("x-amz-copy-source-", "x-amz-server-side-encryption-customer-")
 _ENCRYPTION = ("x-amz-server-side-encryption-customer-",)
 _WITHOUT_OBJECT = frozenset({Operation.ABORT_MULTIPART_UPLOAD, Operation.LIST_PARTS, Operation.UPLOAD_PART})
+_SLOW = frozenset({Operation.COMPLETE_MULTIPART_UPLOAD, Operation.COPY_OBJECT, Operation.UPLOAD_PART_COPY})
 _PASSED = frozenset({"uploadId", "partNumber", "max-parts", "part-number-marker"})
 _OWNERS = frozenset({"Owner", "Initiator"})
 
@@ -50,18 +53,24 @@ class WriteResource(S3Resource):
         """What the store did, for whom the table is open."""
         alias, path = split_key(self.s3.key)
         annotate(request, table=alias)
+        check_key_is_safe(self.s3.headers, request)
         writer = await admitted(self.services, principal, alias, request)
         if not path and self.s3.operation is Operation.DELETE_OBJECT:
             # S3A deletes the markers of parent directories; the table's own root has none.
             return Answer(204)
         if path is None:
             raise AccessDenied("Objects can be written only below a table.")
-        write = _Write(self, writer, principal, request, path)
+        work = self._carried_out(_Write(self, writer, principal, request, path), alias)
+        if self.s3.operation in _SLOW:
+            return await kept_waiting(request, work, writer.client.upstream.pacing.clock)
+        return await work
+
+    async def _carried_out(self, write: _Write, alias: str) -> Answer:
         try:
             return await _HANDLERS[self.s3.operation](write)
         finally:
             if self.s3.operation not in _WITHOUT_OBJECT and self.services.writing is not None:
-                await self.services.writing.written(alias, path)
+                await self.services.writing.written(alias, write.path)
 
 
 class _Write:
@@ -146,6 +155,7 @@ class _Write:
         source = copy_source(self.s3.headers)
         if source.bucket != self.services.settings.addressing.bucket:
             raise NoSuchBucket(fields={"BucketName": source.bucket})
+        annotate(self._request, copied_from=source.key)
         alias, path = split_key(source.key)
         opened = self.services.gate.open(self._principal, alias)
         if not isinstance(opened, GrantedTable) or not opened.grant.is_everything:

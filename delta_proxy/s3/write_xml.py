@@ -17,11 +17,17 @@ from attrs import field, frozen
 
 from delta_proxy.s3.errors import InvalidPartOrder, MalformedXML, NotImplementedByProxy
 from delta_proxy.s3.sigv4 import quote_path
-from delta_proxy.s3.xml import NAMESPACE, MalformedDocument, escape, local_name, parse_document
+from delta_proxy.s3.xml import (
+    DECLARATION,
+    NAMESPACE,
+    MalformedDocument,
+    escape,
+    local_name,
+    parse_document,
+)
 
 MAX_DELETED = 1000
 MAX_PARTS = 10_000
-_DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _NUMBER = re.compile(r"[0-9]{1,5}", re.ASCII)
 _CHECKSUM = re.compile(r"Checksum[A-Z0-9]{3,12}")
 _DECLARED = re.compile(rb"\s*<\?xml version=[\"']1\.0[\"'](?: encoding=[\"'][Uu][Tt][Ff]-8[\"'])? ?\?>")
@@ -329,7 +335,7 @@ def _content(
 
 
 def _document(name: str, body: str) -> bytes:
-    return f'{_DECLARATION}<{name} xmlns="{NAMESPACE}">{body}</{name}>'.encode()
+    return f'{DECLARATION}<{name} xmlns="{NAMESPACE}">{body}</{name}>'.encode()
 
 
 def _element(name: str, text: str) -> str:

@@ -24,7 +24,8 @@ from delta_proxy.s3.sigv4 import quote_path
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 DEFAULT_REGION = "us-east-1"
 _STANDARD = "STANDARD"
-_DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
+DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
+"""What every document begins with."""
 _OWNER = "<Owner><ID>delta-s3-proxy</ID><DisplayName>delta-s3-proxy</DisplayName></Owner>"
 
 _ESCAPED = re.compile(r"[&<>\"\t\n\r]")
@@ -89,7 +90,7 @@ def error_document(error: S3Error, *, resource: str, request_id: str) -> bytes:
         "RequestId": request_id,
     }
     body = "".join(_element(name, _ILLEGAL.sub("\ufffd", text)) for name, text in children.items())
-    return f"{_DECLARATION}<Error>{body}</Error>".encode()
+    return f"{DECLARATION}<Error>{body}</Error>".encode()
 
 
 def list_buckets(names: Iterable[str], *, created: str) -> bytes:
@@ -196,7 +197,7 @@ def parse_error(body: bytes) -> UpstreamError:
 
 
 def _document(name: str, body: str) -> bytes:
-    return f'{_DECLARATION}<{name} xmlns="{NAMESPACE}">{body}</{name}>'.encode()
+    return f'{DECLARATION}<{name} xmlns="{NAMESPACE}">{body}</{name}>'.encode()
 
 
 def _element(name: str, text: str) -> str:

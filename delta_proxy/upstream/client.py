@@ -571,7 +571,7 @@ class TableClient:
             status=answer.status,
             code=code,
             region=region if answer.status in {301, 307, 400} and region and is_region(region) else None,
-            date=_http_date(answer.headers.get("date")),
+            date=http_date(answer.headers.get("date")),
             retry_after=parse_retry_after(answer.headers.get("retry-after")),
         )
 
@@ -678,7 +678,8 @@ def log_refusal(status: int, uri: str, request: StoreRequest, code: str, message
     )
 
 
-def _http_date(value: str | None) -> datetime | None:
+def http_date(value: str | None) -> datetime | None:
+    """The moment a Date header tells; None for what is none."""
     try:
         return parsedate_to_datetime(value or "").astimezone(UTC)
     except ValueError:

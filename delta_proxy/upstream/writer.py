@@ -30,6 +30,7 @@ from delta_proxy.upstream.client import (
     StoreRequest,
     TableClient,
     error_for,
+    http_date,
     log_refusal,
 )
 from delta_proxy.upstream.origin import is_region
@@ -158,10 +159,11 @@ class TableWriter:
                 raise self._lost(request, error) from None
             if isinstance(outcome, Written):
                 return outcome
-            # What a streamed body cannot be sent again for, the next write is signed with.
-            learns = self.client.learn(outcome, learned)
-            if isinstance(write.body, Streamed) or not learns:
+            if not self.client.learn(outcome, learned):
                 raise outcome.error
+            if isinstance(write.body, Streamed):
+                # Only the client has it to send again, and then it is signed with what was learned.
+                raise ServiceUnavailable
         raise ServiceUnavailable
 
     def _request(self, write: Write) -> StoreRequest:
@@ -226,6 +228,7 @@ class TableWriter:
             status=status,
             code=code,
             region=region if status in {301, 307, 400} and region and is_region(region) else None,
+            date=http_date(answer.headers.get("date")),
         )
 
     async def _body(self, answer: UpstreamResponse) -> bytes:

@@ -89,6 +89,7 @@ def test_a_decision_is_a_line_of_json(tmp_path: pathlib.Path) -> None:
             "operation": "GetObject",
             "table": "trades",
             "path": "MIC=XLON/a.parquet",
+            "copied_from": None,
             "partitions": [{"MIC": "XLON", "date": None}],
             "grant": "ab12",
             "decision": "denied",

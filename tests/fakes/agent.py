@@ -76,11 +76,15 @@ class _Sent:
 
 @implementer(IAgent)
 class MemoryAgent:
-    """Requests go to the store without a network. `before` is told of each, and may change the store."""
+    """Requests go to the store without a network. `before` is told of each, and may change the store.
+
+    The answer to a request with a body waits for what `answering` gives.
+    """
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
         self.before: Callable[[str], object] = str
+        self.answering: Callable[[], Deferred[None] | None] = lambda: None
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: Any = None
@@ -91,6 +95,7 @@ class MemoryAgent:
             return succeed(self._answer(method, target, headers, b""))
         sent = _Sent()
         produced: Deferred[None] = bodyProducer.startProducing(sent)
+        produced.addCallback(lambda _: self.answering())
         return produced.addCallback(lambda _: self._whole(method, target, headers, sent, bodyProducer.length))
 
     def _whole(

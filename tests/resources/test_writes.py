@@ -1,5 +1,6 @@
 """Writing through the resources onto a store in memory: who may, what arrives, what is told."""
 
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import base64
@@ -13,16 +14,21 @@ from xml.etree import ElementTree
 
 import attrs
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 
 from delta_proxy.access.identity import ANONYMOUS, Principal
 from delta_proxy.access.policy import NOTHING, Grant, parse_filters
+from delta_proxy.config import GetMode
+from delta_proxy.resources.auditing import audit_record
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Anonymous
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.stores import CommitProbe
 from tests.fakes.store import FakeStore
 from tests.fakes.writing import WritableStore
-from tests.memory import BUCKET, Answer, MemoryProxy
+from tests.memory import BUCKET, NOW, Answer, MemoryProxy
 
 LARGE = 700_001
 EVERYTHING: Mapping[str, Grant | None] = {"t": None, "u": None}
@@ -158,6 +164,55 @@ def test_open_uploads_come_in_pages(proxy: MemoryProxy) -> None:
         marker = f"&key-marker={key}&upload-id-marker={upload_id}"
     assert seen == ["t/a", "t/b", "u/c", "u/d"]
     assert text(answer, "IsTruncated") == "false"
+
+
+UPLOADS = ("t/a", "t/b/1", "t/b/2", "tt/c", "u/d")
+
+
+def _grouped(proxy: MemoryProxy, query: str) -> tuple[list[str | None], list[str], bool]:
+    """Keys, common prefixes, and whether there is more."""
+    answer = proxy.request("GET", f"/datalake?uploads&{query}")
+    root, space = ElementTree.fromstring(answer.body), "{http://s3.amazonaws.com/doc/2006-03-01/}"
+    keys = [found.text for found in root.iter(f"{space}Key")]
+    groups = [found.findtext(f"{space}Prefix", "") for found in root.iter(f"{space}CommonPrefixes")]
+    return keys, groups, text(answer, "IsTruncated") == "true"
+
+
+@pytest.mark.parametrize(
+    ("query", "keys", "groups"),
+    [
+        ("", [*UPLOADS], []),
+        ("delimiter=/", [], ["t/", "tt/", "u/"]),
+        ("delimiter=/&prefix=t", [], ["t/", "tt/"]),
+        ("delimiter=t", ["u/d"], ["t"]),
+        ("delimiter=t&prefix=t", ["t/a", "t/b/1", "t/b/2"], ["tt"]),
+        ("delimiter=/&prefix=u/", ["u/d"], []),
+        ("delimiter=/&prefix=v", [], []),
+        ("delimiter=/&key-marker=t/", [], ["tt/", "u/"]),
+        ("delimiter=/&key-marker=t/b/1", [], ["t/", "tt/", "u/"]),
+        ("delimiter=/&key-marker=u/e", [], []),
+    ],
+)
+def test_open_uploads_are_grouped_at_a_delimiter_above_the_tables(
+    tmp_path: pathlib.Path, query: str, keys: list[str], groups: list[str]
+) -> None:
+    proxy = proxy_of(tmp_path, {"empty": None, "t": None, "tt": None, "u": None})
+    for key in UPLOADS:
+        store_of(proxy).uploads[f"id-{key}"] = _upload(key)
+    assert _grouped(proxy, query)[:2] == (keys, groups)
+
+
+def test_groups_of_open_uploads_come_in_pages(tmp_path: pathlib.Path) -> None:
+    proxy = proxy_of(tmp_path, {"t": None, "tt": None, "u": None})
+    for key in UPLOADS:
+        store_of(proxy).uploads[f"id-{key}"] = _upload(key)
+    seen, marker, more = [], "", True
+    while more:
+        answer = proxy.request("GET", f"/datalake?uploads&delimiter=/&max-uploads=1{marker}")
+        _, groups, more = _grouped(proxy, f"delimiter=/&max-uploads=1{marker}")
+        seen += groups
+        marker = f"&key-marker={text(answer, 'NextKeyMarker')}"
+    assert seen == ["t/", "tt/", "u/"]
 
 
 def test_a_page_of_no_uploads_is_empty(proxy: MemoryProxy) -> None:
@@ -399,6 +454,8 @@ def test_a_copy_is_made_between_tables_that_are_open(proxy: MemoryProxy) -> None
     answer = put(proxy, "u/y", b"", {"x-amz-copy-source": "/datalake/t/a%20b"})
     assert answer.status == 200
     assert text(answer, "ETag") == proxy.store.objects["t/a b"].etag
+    line = json.loads(audit_record(answer.record, NOW).line())
+    assert (line["table"], line["copied_from"]) == ("u", "t/a b")
     assert objects(proxy) == {"t/a b": b"x", "u/y": b"x"}
 
 
@@ -494,6 +551,96 @@ def test_an_answer_that_turns_into_an_error_is_one(tmp_path: pathlib.Path) -> No
     ):
         assert (answer.status, code(answer)) == (400, "InvalidPart")
         assert b"secret" not in answer.body
+
+
+def _unchunked(body: bytes) -> bytes:
+    whole = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        whole, body = whole + body[: int(size, 16)], body[int(size, 16) + 2 :]
+    return whole
+
+
+@pytest.mark.parametrize(("source", "root"), [("t/x", "CopyObjectResult"), ("t/none", "Error")])
+@pytest.mark.parametrize(("seconds", "spaces"), [(9.5, None), (15, 0), (25, 1)])
+def test_a_client_is_kept_waiting_for_a_copy_that_takes_long(
+    proxy: MemoryProxy, source: str, root: str, seconds: float, spaces: int | None
+) -> None:
+    proxy.store.put("t/x", b"x")
+
+    def later() -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        proxy.clock.callLater(seconds, done.callback, None)
+        return done
+
+    proxy.agent.answering = later
+    answer = put(proxy, "u/y", b"", {"x-amz-copy-source": f"/datalake/{source}"})
+    if spaces is None:
+        assert answer.status == (200 if root != "Error" else 404)
+        assert "content-length" in answer.headers
+        return
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/xml")
+    document = _unchunked(answer.body)
+    beginning, _, rest = document.partition(b"\n")
+    assert beginning == b'<?xml version="1.0" encoding="UTF-8"?>'
+    assert (len(rest) - len(rest.lstrip()), rest.count(b"<?xml")) == (spaces, 0)
+    assert ElementTree.fromstring(document).tag.rpartition("}")[2] == root
+    if root == "Error":
+        assert ElementTree.fromstring(document).findtext("Code") == "NoSuchKey"
+
+
+def test_a_client_that_leaves_while_it_is_kept_waiting_leaves_nothing_behind(proxy: MemoryProxy) -> None:
+    proxy.agent.answering = Deferred
+    with pytest.raises(AssertionError, match="is not answered"):
+        put(proxy, "u/y", b"", {"x-amz-copy-source": "/datalake/t/x"})
+    for channel in list(proxy.site.channels):
+        channel.connectionLost(Failure(ConnectionLost()))
+    assert proxy.clock.getDelayedCalls() == []
+
+
+KEY = {
+    "x-amz-server-side-encryption-customer-algorithm": "AES256",
+    "x-amz-server-side-encryption-customer-key": "AAAA",
+    "x-amz-server-side-encryption-customer-key-MD5": "BBBB",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["x", "_delta_log/00000000000000000000.json"])
+@pytest.mark.parametrize("mode", list(GetMode))
+def test_the_key_of_a_read_goes_to_the_store_with_each_read(
+    tmp_path: pathlib.Path, method: str, path: str, mode: GetMode
+) -> None:
+    proxy = proxy_of(tmp_path, get_mode=mode)
+    proxy.store.put(f"t/{path}", b"{}")
+    for _ in range(2):
+        proxy.store.requests.clear()
+        fields = {**KEY, "User-Agent": "polars/1"}
+        assert proxy.request(method, f"/datalake/t/{path}", fields, peer="127.0.0.1").status == 200
+        asked = [found for found in proxy.store.requests if found.key == f"t/{path}"]
+        assert [found.method for found in asked] == [method]
+        assert all(asked[0].headers.get(name) == value for name, value in KEY.items())
+
+
+@pytest.mark.parametrize("name", KEY)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_a_key_is_not_taken_in_the_clear_from_another_host(
+    proxy: MemoryProxy, method: str, name: str
+) -> None:
+    proxy.store.put("t/x", b"x")
+    fields = {name: KEY[name], "Content-Length": "1"} if method == "PUT" else {name: KEY[name]}
+    answer = proxy.request(method, "/datalake/t/x", fields, b"y" if method == "PUT" else b"")
+    assert (answer.status, proxy.store.requests) == (400, [])
+    if method != "HEAD":
+        assert code(answer) == "InvalidRequest"
+    assert proxy.request(method, "/datalake/t/x", fields, b"y", peer="::1").status == 200
+
+
+def test_a_key_opens_nothing_that_is_not_granted(tmp_path: pathlib.Path) -> None:
+    proxy = proxy_of(tmp_path, {"t": parse_filters([{"p": "a"}])})
+    proxy.store.put("t/p=b/x", b"x")
+    for key in ("t/p=b/x", "t/_delta_log/00000000000000000000.json"):
+        assert proxy.request("GET", f"/datalake/{key}", KEY, peer="127.0.0.1").status in {403, 404}
 
 
 def test_a_log_file_that_is_replaced_through_the_proxy_is_read_anew(proxy: MemoryProxy) -> None:

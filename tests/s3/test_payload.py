@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 
+import attrs
 import pytest
 from awscrt.checksums import crc32, crc32c, crc64nvme
 from hypothesis import given
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 
 from delta_proxy.s3.chunk_writing import (
     CHUNK,
+    ResignedChunks,
     SignedChunks,
     TrailedChunks,
     signed_length,
     trailed_length,
 )
-from delta_proxy.s3.chunked import ChunkSigning, Framing
+from delta_proxy.s3.chunked import Chunk, ChunkSigning, Framing
 from delta_proxy.s3.errors import (
     BadDigest,
     IncompleteBody,
@@ -195,6 +197,32 @@ def test_what_is_framed_is_as_long_as_was_foretold_and_can_be_read(way: str, len
 @given(st.binary(max_size=3000), st.integers(1, 500), st.sampled_from(WAYS))
 def test_however_a_framed_body_is_cut_the_payload_is_the_same(body: bytes, step: int, way: str) -> None:
     assert read(decoding(way, len(body)), framed(way, body), step) == body
+
+
+def signed_as_cut(chunks: list[bytes], signing: ChunkSigning) -> bytes:
+    framer = ResignedChunks(signing)
+    whole = [Chunk((data,), hashlib.sha256(data).hexdigest()) for data in chunks]
+    return b"".join((*(part for chunk in whole for part in framer.feed_chunk(chunk)), *framer.finish(())))
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.integers(1, 400))
+def test_signed_chunks_go_on_as_they_were_cut_under_another_signature(chunks: list[bytes], step: int) -> None:
+    body, wire = b"".join(chunks), signed_as_cut(chunks, SIGNING)
+    ours = attrs.evolve(SIGNING, key=b"the store's", seed="0" * 64)
+    payload, framer, sent = decoding(STREAMING_SIGNED, len(body)), ResignedChunks(ours), b""
+    for start in range(0, len(wire), step):
+        for chunk in payload.feed_chunks(wire[start : start + step]):
+            sent += b"".join(framer.feed_chunk(chunk))
+    sent += b"".join(framer.finish(payload.finish()))
+    assert sent == signed_as_cut(chunks, ours)
+    # What is sent on has the length that the client announced.
+    assert len(sent) == len(wire)
+    assert read(decoding(STREAMING_SIGNED, len(body), ours), sent, step) == body
+
+
+def test_nothing_is_signed_that_was_not_hashed() -> None:
+    with pytest.raises(ValueError, match="without the digest"):
+        ResignedChunks(SIGNING).feed_chunk(Chunk((b"x",)))
 
 
 def mutated(wire: bytes, chance: random.Random) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -201,6 +203,27 @@ async def test_the_region_is_learned_and_the_write_sent_again(rig: Rig, make_sto
     ]
 
 
+@pytest.mark.parametrize("large", [False, True])
+@in_reactor
+async def test_the_stores_clock_is_learned_from_the_refusal_of_a_write(
+    make_rig: MakeRig, make_store: MakeStore, large: bool
+) -> None:
+    clock = Clock()
+    clock.advance(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp())
+    theirs = {"Date": format_datetime(datetime(2026, 3, 1, 13, tzinfo=UTC), usegmt=True)}
+    code = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
+    skewed = answer(code, status="403 Forbidden", etag=None, headers=theirs)
+    store = make_store(sends(skewed), sends(answer()))
+    writer = TableWriter(make_rig(clock=clock).table(store.endpoint))
+    if large:
+        # A client tries again after this one.
+        with pytest.raises(ServiceUnavailable):
+            await writer.send(put(streamed(all_of_it)))
+    await writer.send(put(b"body"))
+    dates = [call.header("x-amz-date") for call in store.calls]
+    assert dates == ["20260301T120000Z", "20260301T130000Z"]
+
+
 @in_reactor
 async def test_the_region_that_refuses_a_streamed_body_is_what_the_next_write_is_signed_for(
     rig: Rig, make_store: MakeStore
@@ -208,7 +231,7 @@ async def test_the_region_that_refuses_a_streamed_body_is_what_the_next_write_is
     moved = answer(status="301 Moved Permanently", etag=None, headers={"x-amz-bucket-region": "eu-west-1"})
     store = make_store(sends(moved), sends(answer()))
     writer = TableWriter(rig.table(store.endpoint))
-    with pytest.raises(S3Error):
+    with pytest.raises(ServiceUnavailable):
         await writer.send(put(streamed(all_of_it)))
     await writer.send(put(b"body"))
     regions = [str(call.header("authorization")).split("/")[2] for call in store.calls]
