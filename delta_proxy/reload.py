@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import Config, ConfigError
+from delta_proxy.exposure import say_what_is_open
 from delta_proxy.structuring import key_of
 
 NEED_A_RESTART: Final = (
@@ -90,6 +91,7 @@ class Reload:
             return
         self._target.apply(config)
         _log.info("the configuration was reloaded")
+        say_what_is_open(config)
         try:
             await self._target.check_grants(config, frozenset(config.table_mapping) - _unmoved(old, config))
         except PolicyError as error:
@@ -106,9 +108,22 @@ def merged(old: Config, fresh: Config) -> Config:
     config: Config = attrs.evolve(fresh, **kept)
     if old.verifies and not config.verifies:
         raise Refused("nobody would be asked any more who they are; that needs a restart")
+    opened = _opened(old, config)
+    if opened:
+        raise Refused(
+            f"{', '.join(opened)} would be open to everybody, for no grant would name it; give it one in "
+            "allowedPartitions ([] is nothing, [{}] everything), or set denyByDefault"
+        )
     if kept:
         _log.warn("needs a restart: {keys}", keys=", ".join(key_of(name) for name in kept))
     return config
+
+
+def _opened(old: Config, new: Config) -> list[str]:
+    """The tables that grants restricted, and that the last of them would leave open to every principal."""
+    open_already = {alias for alias, grant in old.allowed_partitions.items() if grant.is_everything}
+    known = old.table_mapping.keys() - open_already - set(old.policy.unnamed)
+    return [alias for alias in new.policy.unnamed if alias in known]
 
 
 def _unmoved(old: Config, new: Config) -> frozenset[str]:

@@ -32,7 +32,7 @@ from twisted.web.http import TEMPORARY_REDIRECT
 from delta_proxy.access.audit import AuditLog
 from delta_proxy.access.policy import PolicyError, check
 from delta_proxy.access.snapshot import utc_now
-from delta_proxy.config import AuthMode, Config, ConfigError, LogView, load, parse, read
+from delta_proxy.config import Config, ConfigError, load, parse, read
 from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.commit_probe import CommitProbes
@@ -43,6 +43,7 @@ from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.source import TableSource
 from delta_proxy.delta.views import TableViews
 from delta_proxy.delta.write_marks import WriteMarks
+from delta_proxy.exposure import say_what_is_open
 from delta_proxy.identity import Identity
 from delta_proxy.metrics import CONTENT_TYPE, Metrics, Moment
 from delta_proxy.reload import Reload
@@ -572,33 +573,6 @@ def reopening(audit: AuditLog, before: Any) -> Callable[..., None]:
             before(*arguments)
 
     return handle
-
-
-_SHORT_SECRET = 16
-_LOOPBACK = frozenset({"127.0.0.1", "::1"})
-
-
-def say_what_is_open(config: Config) -> None:
-    """Tell the operator, at each start and reload, what is not protected."""
-    beyond = config.interface not in _LOOPBACK
-    if config.metrics_port is not None and config.metrics_interface not in _LOOPBACK:
-        _log.warn("metricsPort listens beyond loopback: whoever reaches it learns the names of the tables")
-    if config.log_view is LogView.PASSTHROUGH:
-        _log.warn(
-            "logView is passthrough: the contents of _delta_log/ are not filtered; whoever may read any "
-            "partition of a table sees the file names and statistics of all of them"
-        )
-    if beyond and not config.verifies and config.default_auth_mode is AuthMode.IAM:
-        _log.warn("nobody is asked who they are, and the proxy listens beyond loopback")
-    if beyond and config.verifies and config.tls is None:
-        _log.warn(
-            "the proxy listens beyond loopback without tls: data and session tokens travel in the clear"
-        )
-    if not config.read_only and not config.verifies and config.default_auth_mode is AuthMode.IAM:
-        _log.warn("readOnly is false and nobody is asked who they are: anybody may change the open tables")
-    for name, user in config.users.items():
-        if len(user.secret_key.value) < _SHORT_SECRET:
-            _log.warn("the secret of {user} is short: it can be guessed from one request", user=name)
 
 
 def _spare_collections() -> None:

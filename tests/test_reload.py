@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import Config, ConfigError, Limits, load
@@ -101,6 +102,41 @@ def test_a_reload_never_lets_everybody_in(tmp_path: pathlib.Path) -> None:
         merged(config(tmp_path), config(tmp_path, users={}))
     opened = config(tmp_path, users={})
     assert merged(opened, config(tmp_path)).verifies
+
+
+OF_ALICE = {"alice": {**USERS["alice"], "allowedPartitions": {"t": [{"MIC": "XLON"}]}}}
+
+
+@pytest.mark.parametrize(
+    "restricted",
+    [{"users": OF_ALICE}, {"allowedPartitions": {"t": [{"MIC": "XLON"}]}}, {"denyByDefault": True}],
+)
+def test_a_reload_never_opens_a_table_by_taking_its_last_grant_away(
+    tmp_path: pathlib.Path, restricted: dict[str, Any]
+) -> None:
+    old = config(tmp_path, **restricted)
+    with pytest.raises(Refused, match="t would be open to everybody"):
+        merged(old, config(tmp_path))
+    named: list[dict[str, Any]] = [{"allowedPartitions": {"t": []}}, {"allowedPartitions": {"t": [{}]}}]
+    for kept in (*named, {"denyByDefault": True}):
+        fresh = config(tmp_path, **kept)
+        assert merged(old, fresh) == fresh
+
+
+def test_a_table_that_was_open_may_stay_open(tmp_path: pathlib.Path) -> None:
+    plain = config(tmp_path)
+    for old in (plain, config(tmp_path, allowedPartitions={"t": [{}]})):
+        assert merged(old, plain) == plain
+
+
+def test_the_operator_is_told_which_tables_are_open_at_each_reload(tmp_path: pathlib.Path) -> None:
+    told: list[LogEvent] = []
+    observer = cast(ILogObserver, told.append)
+    running = Running(config(tmp_path))
+    globalLogPublisher.addObserver(observer)
+    reload(running, lambda: config(tmp_path, tableMapping={"t": "s3://lake/t", "u": "s3://lake/u"}))
+    globalLogPublisher.removeObserver(observer)
+    assert [event["tables"] for event in told if "tables" in event] == ["t, u"]
 
 
 def test_a_wish_during_a_reload_is_granted_after_it(tmp_path: pathlib.Path) -> None:

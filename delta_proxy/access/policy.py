@@ -211,6 +211,13 @@ class Policy:
             return False
         return alias in self.everyone or alias in principal.grants or not self._is_closed(alias)
 
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """The tables that are open to every principal because no grant names them, sorted."""
+        return tuple(
+            sorted(alias for alias in self.tables - self.everyone.keys() if not self._is_closed(alias))
+        )
+
     def _is_closed(self, alias: str) -> bool:
         return self.deny_by_default or alias in self.named
 
