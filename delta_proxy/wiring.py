@@ -17,7 +17,7 @@ from delta_proxy.delta.disk_cache import DiskCache, MemoryCache
 from delta_proxy.delta.gate import Gate
 from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.paths import TableRoot
-from delta_proxy.delta.views import LogViews, TableViews
+from delta_proxy.delta.views import LogViews, TableViews, no_commits
 from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.credentials import CredentialSource
 from delta_proxy.upstream.retry import Timeouts
@@ -51,12 +51,14 @@ def make_tables(
 
     `chain` gives the credentials of a profile, `mark` the state of a table's writes by its identity.
     """
+    recent = no_commits()
     return {
         alias: TableViews(
             identity := identity_of(location),
             TableRoot(location.bucket, location.prefix),
             upstream.table(location, chain(location.store.profile)),
             LogCatalog(clock, config.cache.metadata_ttl_seconds, partial(mark, identity)),
+            recent,
         )
         for alias, location in config.table_mapping.items()
     }

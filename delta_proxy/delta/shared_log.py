@@ -7,9 +7,9 @@ from pathlib import Path
 
 import attrs
 
-from delta_proxy.delta.catalog import CatalogedStore
+from delta_proxy.delta.catalog import CatalogedStore, is_immutable
 from delta_proxy.delta.disk_cache import DiskCache
-from delta_proxy.delta.views import Replaced, TableViews, original
+from delta_proxy.delta.views import Replaced, TableViews, original, original_key
 from delta_proxy.upstream.client import ListPage, SmallObject
 from delta_proxy.upstream.spool import DeferToPool
 
@@ -30,13 +30,16 @@ class SharedLog:
         return await store.list(prefix, delimiter=delimiter, start_after=start_after, max_keys=max_keys)
 
     async def read(self, path: str, *, limit: int) -> SmallObject:
-        """A small object, whole. Raises S3Error."""
-        return await self.table.store.read(path, limit=limit)
+        """A small object, whole; what never changes is kept for the views. Raises S3Error."""
+        found = await self.table.store.read(path, limit=limit)
+        if is_immutable(path):
+            self.table.recent.put(original_key(self.table, path, found.etag), found.body)
+        return found
 
     async def download(self, path: str, into: Path) -> None:
         """A file of the log, as another name of the cached one where that is possible. Raises S3Error."""
         stat = self.table.catalog.find(path) or await self.table.store.stat(path)
-        key, make = original(self.table, path, stat)
+        key, make = original(self.table, path, stat, self.defer_to_pool)
         try:
             cached = await self.disk.get(key, make, kind="log")
             await self.defer_to_pool(os.link, cached.path, into)

@@ -52,6 +52,7 @@ REWRITER_VERSION: Final = 1
 _CHUNK: Final = 256 * 1024
 _SMALL: Final = 1024 * 1024
 _REMEMBERED: Final = 10_000
+_RECENT_BYTES: Final = 8 << 20
 _AHEAD: Final = 2
 """How many grants may have a checkpoint made ahead at the same time."""
 _HINT: Final = LOG_DIRECTORY + "_last_checkpoint"
@@ -90,25 +91,43 @@ class RefusedView(Exception):
         self.reason = reason
 
 
+def no_commits() -> MemoryCache:
+    """Room for the commits that an index was just made of, until their views are."""
+    return MemoryCache(_RECENT_BYTES)
+
+
 @attrs.frozen
 class TableViews:
-    """What the views of one table are made of. `identity` tells the table from every other."""
+    """What the views of one table are made of. `identity` tells the table from every other; `recent` has the
+    commits that its index was just made of, by the keys of `original_key`.
+    """
 
     identity: str
     root: TableRoot
     store: TableClient
     catalog: LogCatalog
+    recent: MemoryCache = attrs.field(factory=no_commits)
 
 
-def original(table: TableViews, path: str, stat: ObjectStat) -> tuple[str, Make]:
+def original_key(table: TableViews, path: str, etag: str) -> str:
+    """What tells an original in the cache from every other."""
+    return f"{table.identity} {path} {etag}"
+
+
+def original(table: TableViews, path: str, stat: ObjectStat, defer_to_pool: DeferToPool) -> tuple[str, Make]:
     """The cache key of an original and how to get it, which raises Replaced when the store has another."""
+    key = original_key(table, path, stat.etag)
 
     async def make(target: Path) -> None:
-        if (await table.store.download(path, target)).etag != stat.etag:
+        body = table.recent.get(key)
+        if body is not None:
+            table.recent.discard(key)
+            await defer_to_pool(target.write_bytes, body)
+        elif (await table.store.download(path, target)).etag != stat.etag:
             table.catalog.forget(path)
             raise Replaced
 
-    return f"{table.identity} {path} {stat.etag}", make
+    return key, make
 
 
 @contextmanager
@@ -196,7 +215,7 @@ class LogViews:
         """An immutable log file as it is. Raises S3Error."""
         table = self._tables[alias]
         stat = await self._stat(table, path)
-        key, make = original(table, path, stat)
+        key, make = original(table, path, stat, self._defer_to_pool)
         with _translated(table, path):
             return ViewedFile(await self._content(key, make, "log"), stat.etag, stat.last_modified)
 
@@ -329,7 +348,7 @@ class LogViews:
     @asynccontextmanager
     async def _raw(self, table: TableViews, path: str, stat: ObjectStat) -> AsyncIterator[Path]:
         """The original, open, so that it stays readable when it is evicted meanwhile."""
-        key, make = original(table, path, stat)
+        key, make = original(table, path, stat, self._defer_to_pool)
         file = await self._disk.open(key, make, kind="log")
         try:
             yield file.path

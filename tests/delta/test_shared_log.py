@@ -15,7 +15,7 @@ from delta_proxy.delta.disk_cache import DiskCache
 from delta_proxy.delta.paths import TableRoot
 from delta_proxy.delta.shared_log import SharedLog
 from delta_proxy.delta.views import TableViews
-from delta_proxy.upstream.client import Downloaded, ListedObject, ListPage, ObjectStat
+from delta_proxy.upstream.client import Downloaded, ListedObject, ListPage, ObjectStat, SmallObject
 from tests.helpers import result_of
 
 PATH = "_delta_log/00000000000000000010.checkpoint.parquet"
@@ -30,6 +30,7 @@ class OneFile:
     listed: str = '"a"'
     served: str = '"a"'
     downloads: int = 0
+    reads: int = 0
     stats: int = 0
 
     async def list(self, prefix: str = "", **_: Any) -> ListPage:
@@ -39,6 +40,10 @@ class OneFile:
     async def stat(self, path: str) -> ObjectStat:
         self.stats += 1
         return ObjectStat(len(self.body), self.listed, MODIFIED)
+
+    async def read(self, path: str, *, limit: int) -> SmallObject:
+        self.reads += 1
+        return SmallObject(self.body, self.served, MODIFIED)
 
     async def download(self, path: str, into: Path) -> Downloaded:
         self.downloads += 1
@@ -97,3 +102,28 @@ def test_a_cached_file_that_has_vanished_is_downloaded_again(
         cached.unlink()
     result_of(log.download(PATH, tmp_path / "second"))
     assert (tmp_path / "second").read_bytes() == store.body
+
+
+def test_a_commit_that_the_index_was_made_of_is_not_downloaded_for_its_views(
+    log: SharedLog, store: OneFile, tmp_path: Path
+) -> None:
+    result_of(log.list("_delta_log/"))
+    assert result_of(log.read(PATH, limit=100)).body == store.body
+    result_of(log.download(PATH, tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == store.body
+    assert (store.reads, store.downloads) == (1, 0)
+
+
+def test_a_commit_that_was_replaced_after_the_index_was_made_is_downloaded(
+    log: SharedLog, store: OneFile, tmp_path: Path
+) -> None:
+    result_of(log.read(PATH, limit=100))
+    store.body, store.listed, store.served = b"PAR1 anew", '"b"', '"b"'
+    result_of(log.list("_delta_log/"))
+    result_of(log.download(PATH, tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == store.body
+
+
+def test_what_may_change_is_not_kept_for_the_views(log: SharedLog) -> None:
+    result_of(log.read("_delta_log/_last_checkpoint", limit=100))
+    assert len(log.table.recent) == 0
