@@ -1,24 +1,28 @@
 """Every benchmark side by side in one run: docs/benchmarks.md with its plots, from bin/bench.
 
-    python -m bench.everything [--quick] [--into FOLDER]
+    python -m bench.everything [--quick] [--into FOLDER] [--only NAME ...]
 
-A benchmark that fails is told in the report, and the others go on. --quick measures small tables for a short
-time, and writes to a temporary folder unless told otherwise: its figures show that the benchmarks run.
+A benchmark that fails, or takes longer than its limit, is told in the report, and the others go on. --quick
+measures small tables for a short time, and writes to a temporary folder unless told otherwise: its figures
+show that the benchmarks run. With --only the page holds those alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import pathlib
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Final
 
@@ -53,6 +57,10 @@ _MEASURED_BEFORE: Final = """
 """
 
 
+_LIMIT: Final = 600
+"""The seconds that one benchmark may take."""
+
+
 @attrs.frozen
 class Outcome:
     """What became of one benchmark: its report, or why there is none; the seconds it took."""
@@ -63,16 +71,38 @@ class Outcome:
     seconds: float
 
 
-def run_one(name: str, lab: Lab) -> Outcome:
-    """Run a benchmark; a failure becomes part of the outcome."""
+class TookTooLong(Exception):
+    """A benchmark is not through within its limit."""
+
+
+@contextlib.contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raises TookTooLong in what is done within, in the main thread, after so many seconds."""
+
+    def too_long(*_: object) -> None:
+        raise TookTooLong(f"not through after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_one(name: str, prepared: contextlib.AbstractContextManager[Lab], limit: int = _LIMIT) -> Outcome:
+    """Run a benchmark; a failure of it, or of what it needs, becomes part of the outcome."""
     begun = time.monotonic()
     print(f"== {name}", flush=True)
+    report, problem = Report([]), ""
     try:
-        report, problem = importlib.import_module(f"bench.{name}").run(lab), ""
+        with limited(limit), prepared as lab:
+            report = importlib.import_module(f"bench.{name}").run(lab)
     except Exception as error:  # noqa: BLE001 - the others are to go on, and the report says it
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
-        report, problem = Report([]), f"{type(error).__name__}: {lines[-1]}"
+        problem = f"{type(error).__name__}: {lines[-1]}"
     seconds = time.monotonic() - begun
     for claim in report.claims:
         print(f"   {claim.what}: {claim.measured} ({claim.target})", flush=True)
@@ -202,6 +232,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small tables, short runs")
     parser.add_argument("--into", type=pathlib.Path, help="the folder of the page; docs unless --quick")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, metavar="NAME")
+    parser.add_argument("--seconds", type=float, help="the length of one run under load")
+    parser.add_argument("--rounds", type=int, help="how many runs a median is of")
     options = parser.parse_args()
     into = options.into or (pathlib.Path(tempfile.mkdtemp()) if options.quick else _DOCS)
     before = os.getloadavg()
@@ -211,8 +243,9 @@ def main() -> None:
             folder = pathlib.Path(scratch) / name
             folder.mkdir()
             # A store of its own for each: what one left behind must not slow the next.
-            with laboratory(folder, quick=options.quick) as lab:
-                outcomes.append(run_one(name, lab))
+            prepared = laboratory(folder, quick=options.quick, seconds=options.seconds, rounds=options.rounds)
+            outcomes.append(run_one(name, prepared))
+            shutil.rmtree(folder, ignore_errors=True)
             # After each: a run that is ended early leaves what it has found.
             load = f"Load average before the run {before[0]:.1f}, at its end {os.getloadavg()[0]:.1f}."
             page = write(outcomes, into, load=load, quick=options.quick)

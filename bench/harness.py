@@ -366,23 +366,16 @@ class Report:
 class Lab:
     """Where benchmarks run: a store with its processes, a folder, and how long to measure.
 
-    `quick` asks for small tables and short runs.
+    `quick` asks for small tables, `seconds` is the length of one run under load, `rounds` how many runs the
+    median is of.
     """
 
     folder: pathlib.Path
     store: servers.Store
     store_pid: int
     quick: bool = False
-
-    @property
-    def seconds(self) -> float:
-        """The length of one run under load."""
-        return 2.0 if self.quick else 5.0
-
-    @property
-    def rounds(self) -> int:
-        """How many runs the median is of."""
-        return 3 if self.quick else 5
+    seconds: float = 4.0
+    rounds: int = 5
 
     @property
     def direct(self) -> Peer:
@@ -491,13 +484,22 @@ def _new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def laboratory(folder: pathlib.Path, *, quick: bool = False) -> Iterator[Lab]:
+def laboratory(
+    folder: pathlib.Path, *, quick: bool = False, seconds: float | None = None, rounds: int | None = None
+) -> Iterator[Lab]:
     """A store for the benchmarks. Raises RuntimeError when versitygw or wrk is not there."""
     binary = servers.versitygw_path()
     if binary is None or shutil.which("wrk") is None:
         raise RuntimeError("the benchmarks need versitygw (bin/test builds it) and wrk (a package of Debian)")
     with servers.versitygw(_new_folder(folder, "store"), binary) as store:
-        yield Lab(folder, store, _listener(store.netloc), quick)
+        yield Lab(
+            folder,
+            store,
+            _listener(store.netloc),
+            quick,
+            seconds or (2.0 if quick else 4.0),
+            rounds or (3 if quick else 5),
+        )
 
 
 def _listener(netloc: str) -> int:

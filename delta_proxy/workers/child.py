@@ -19,6 +19,7 @@ from delta_proxy.metrics import Moment
 from delta_proxy.reload import merged
 from delta_proxy.resources.health import Checks
 from delta_proxy.resources.status import Status
+from delta_proxy.workers.counts import write_counts
 from delta_proxy.workers.link import Link, Message, pack, pack_checks, read_now
 from delta_proxy.workers.logfile import SharedLogFile
 
@@ -115,6 +116,7 @@ class WorkerEnd:
 
     async def close(self) -> None:
         """Say what is still to be said, and part."""
+        write_counts()
         if self._link.open:
             self._link.close()
             await self._link.closed
@@ -151,7 +153,12 @@ class WorkerEnd:
 
     async def _answer(self, working: Working, what: str, message: Message) -> Any:
         match what:
+            case "beat":
+                # Often enough that a worker which is killed takes little with it.
+                write_counts()
+                return None
             case "figures":
+                write_counts()
                 return pack(working.moment())
             case "health":
                 return pack_checks(working.readiness())

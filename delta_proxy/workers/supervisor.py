@@ -1,7 +1,8 @@
 """Keeps the workers running: starts them, replaces those that end, asks them, and ends them.
 
 Which processes these are, and how they are reached, is the spawner's business. A worker that ends is started
-again after a pause that doubles with each early end, up to half a minute.
+again after a pause that doubles with each early end, up to half a minute. One that is alive and does not
+answer is killed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ GRACE_SECONDS: Final = 5.0
 """What a worker has beyond `shutdownSeconds` before it is killed."""
 ANSWER_SECONDS: Final = 2.0
 MOST_QUESTIONS: Final = 64
+BEAT_SECONDS: Final = 5.0
+"""How often a worker is asked for a sign of life."""
+MOST_MISSED: Final = 6
+"""After so many questions in a row without any word from it a worker is hung."""
+_BEAT: Final = {"ask": "beat", "id": 0}
 
 _log = Logger()
 
@@ -65,6 +71,8 @@ class Worker:
         self._restart: IDelayedCall | None = None
         self._questions: dict[int, Deferred[Any]] = {}
         self._numbers = itertools.count(1)
+        self._beat: IDelayedCall | None = None
+        self._missed = 0
 
     def start(self) -> None:
         """Start a process."""
@@ -78,9 +86,12 @@ class Worker:
 
     def received(self, message: Message) -> None:
         """The process sent a message: that it is up, that it refuses to start, or an answer."""
+        self._missed = 0
         match message:
             case {"up": True}:
                 self.up = self._supervisor.was_up = True
+                self._no_beats()
+                self._next_beat()
             case {"refused": str(problem)}:
                 self._supervisor.refused(problem)
             case {"id": int(number), **answer} if number in self._questions:
@@ -90,6 +101,7 @@ class Worker:
         """The process is gone."""
         self.up = self.running = False
         self._process = None
+        self._no_beats()
         questions, self._questions = self._questions, {}
         for question in questions.values():
             question.errback(NoAnswer())
@@ -108,13 +120,14 @@ class Worker:
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
+        self._no_beats()
         if self._process is not None:
             self._process.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the process at once."""
         if self._process is not None:
-            _log.warn("worker {n} did not end, and is killed", n=self.number)
+            _log.warn("worker {n} is killed", n=self.number)
             self._process.signal(signal.SIGKILL)
 
     def tell(self, message: Message) -> None:
@@ -133,6 +146,25 @@ class Worker:
         timer = self._supervisor.clock.callLater(seconds, self._give_up, number)
         self._process.send({"ask": what, "id": number, **more})
         return answer.addBoth(_cancelling, timer)
+
+    def _next_beat(self) -> None:
+        self._beat = self._supervisor.clock.callLater(BEAT_SECONDS, self._ask_for_life)
+
+    def _no_beats(self) -> None:
+        if self._beat is not None and self._beat.active():
+            self._beat.cancel()
+        self._beat = None
+
+    def _ask_for_life(self) -> None:
+        # Questions are counted, not seconds: those of a parent that was stopped itself are nobody's silence.
+        if self._missed >= MOST_MISSED:
+            self._beat = None
+            _log.error("worker {n} is alive and does not answer", n=self.number)
+            self.kill()
+            return
+        self._missed += 1
+        self.tell(_BEAT)
+        self._next_beat()
 
     def _give_up(self, number: int) -> None:
         if number in self._questions:

@@ -322,3 +322,15 @@ def test_audit_lines_on_standard_output_are_whole(moto_store: Store, tmp_path: p
 
         wait_until(lambda: len(records()) >= 80)
         assert len({record["request_id"] for record in records()}) == 80
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_alive_and_hangs_is_replaced(moto_store: Store, tmp_path: pathlib.Path) -> None:
+    config = servers.configuration(moto_store, **settings(tmp_path, users=USERS))
+    with servers.proxy(moto_store, config, tmp_path) as started:
+        wait_until(lambda: checks(started).get("workers") is True)
+        hung, other = workers(started.pid)
+        os.kill(hung, signal.SIGSTOP)
+        wait_until(lambda: hung not in workers(started.pid) and len(workers(started.pid)) == 2, 300)
+        assert other in workers(started.pid)
+        wait_until(lambda: checks(started).get("workers") is True)

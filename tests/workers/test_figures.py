@@ -19,13 +19,18 @@ ALL_WELL: Checks = {"accepting": True, "credentials": True}
 _COUNT = """
 import sys
 from prometheus_client import values
-values.ValueClass = values.MultiProcessValue(lambda: sys.argv[1])
+from delta_proxy.workers.counts import counting, write_counts
+values.ValueClass = counting(sys.argv[1])
 from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
 from delta_proxy.metrics import Metrics
-figures = Metrics(CollectorRegistry(), Clock(), tables=["trades"])
+registry = CollectorRegistry()
+figures = Metrics(registry, Clock(), tables=["trades"])
 for _ in range(int(sys.argv[2])):
     figures.request_finished("GetObject", 200, "allowed", "trades", 0.001, 10, "alice", True)
+print(registry.get_sample_value("queries_served_total"))
+if len(sys.argv) == 3:
+    write_counts()
 """
 
 
@@ -55,15 +60,24 @@ def test_figures_pass_the_link_unchanged() -> None:
     assert unpack_checks(pack_checks(checks)) == checks
 
 
-def test_counters_of_workers_add_up_and_outlive_the_worker(tmp_path: pathlib.Path) -> None:
-    def count(worker: str, requests: int) -> None:
-        command = [sys.executable, "-c", _COUNT, worker, str(requests)]
-        subprocess.run(command, check=True, env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)})
+def counted(folder: pathlib.Path, *arguments: str) -> float:
+    """What a worker that counted so many requests says itself."""
+    command = [sys.executable, "-c", _COUNT, *arguments]
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    return float(subprocess.run(command, check=True, env=env, capture_output=True, text=True).stdout)
 
-    count("1", 3)
-    count("2", 4)
+
+def test_a_worker_that_is_killed_takes_with_it_only_what_it_has_not_written(tmp_path: pathlib.Path) -> None:
+    assert counted(tmp_path, "1", "3") == 3
+    assert counted(tmp_path, "1", "2", "and no more") == 5
+    assert "queries_served_total 3.0" in render_workers(tmp_path, []).decode().splitlines()
+
+
+def test_counters_of_workers_add_up_and_outlive_the_worker(tmp_path: pathlib.Path) -> None:
+    assert counted(tmp_path, "1", "3") == 3
+    assert counted(tmp_path, "2", "4") == 4
     # The second worker was replaced: its place goes on counting.
-    count("2", 5)
+    assert counted(tmp_path, "2", "5") == 9
     text = render_workers(tmp_path, [Moment(("alice",)), Moment(("alice",))]).decode()
     lines = text.splitlines()
     assert "queries_served_total 12.0" in lines

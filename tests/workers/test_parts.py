@@ -213,6 +213,7 @@ def test_a_worker_answers_what_it_is_asked(worker: tuple[Proxy, Connected]) -> N
     assert parent.told({"ask": "health", "id": 7}) == [{"id": 7, "answer": {"accepting": True}}]
     assert parent.told({"ask": "figures", "id": 8})[0]["answer"]["users"] == ["alice"]
     assert parent.told({"ask": "status", "id": 9})[0]["answer"]["version"] == "1"
+    assert parent.told({"ask": "beat", "id": 0}) == [{"id": 0, "answer": None}]
 
 
 def test_a_worker_takes_over_a_configuration_and_reopens_its_logs(worker: tuple[Proxy, Connected]) -> None:

@@ -13,9 +13,11 @@ from twisted.internet.task import Clock
 from delta_proxy.workers.link import Message
 from delta_proxy.workers.supervisor import (
     ANSWER_SECONDS,
+    BEAT_SECONDS,
     FIRST_PAUSE,
     GRACE_SECONDS,
     LONGEST_PAUSE,
+    MOST_MISSED,
     MOST_QUESTIONS,
     STEADY_SECONDS,
     NoAnswer,
@@ -146,6 +148,54 @@ def test_a_worker_that_does_not_drain_in_time_is_killed() -> None:
     assert machine.processes[1].signals == [signal.SIGTERM, signal.SIGKILL]
     machine.processes[1].end()
     assert stopped.called
+
+
+def silent_for(machine: Machine, beats: int) -> None:
+    """So many questions for a sign of life, each of which finds the worker as it was."""
+    for _ in range(beats):
+        machine.clock.advance(BEAT_SECONDS)
+
+
+def test_a_worker_that_is_alive_and_does_not_answer_is_killed_and_replaced() -> None:
+    machine = Machine()
+    hung = machine.processes[0]
+    hung.worker.received({"up": True})
+    silent_for(machine, MOST_MISSED)
+    assert (len(hung.sent), hung.signals) == (MOST_MISSED, [])
+    silent_for(machine, 1)
+    assert hung.signals == [signal.SIGKILL]
+    hung.end()
+    machine.clock.advance(FIRST_PAUSE)
+    assert machine.newest.worker.number == 1
+    silent_for(machine, MOST_MISSED + 1)
+    assert machine.newest.signals == []
+
+
+def test_any_word_of_a_worker_is_a_sign_of_life() -> None:
+    machine = Machine(1)
+    machine.newest.worker.received({"up": True})
+    for _ in range(5):
+        silent_for(machine, MOST_MISSED)
+        machine.newest.answer(None)
+    assert machine.newest.signals == []
+
+
+def test_a_parent_that_was_stopped_itself_blames_no_worker() -> None:
+    machine = Machine(1)
+    machine.newest.worker.received({"up": True})
+    machine.clock.advance(100 * BEAT_SECONDS)
+    assert machine.newest.signals == []
+
+
+def test_a_worker_that_drains_is_not_asked_for_signs_of_life() -> None:
+    machine = Machine(1)
+    machine.newest.worker.received({"up": True})
+    stopped = machine.supervisor.stop()
+    silent_for(machine, 1)
+    assert machine.newest.sent == []
+    machine.newest.end()
+    assert stopped.called
+    assert not machine.clock.getDelayedCalls()
 
 
 def test_answers_are_told_by_the_number_of_the_worker() -> None:
