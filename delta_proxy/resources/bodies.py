@@ -72,12 +72,19 @@ async def whole(
     return b"".join(pieces), payload.finish()
 
 
-async def for_store(request: EdgeRequest, payload: Payload, fields: Fields) -> StoreBody:
-    """The body of a request as the store gets it, with the fields that go with it. Raises S3Error."""
+async def for_store(
+    request: EdgeRequest, payload: Payload, fields: Fields, *, store_verifies: bool = False
+) -> StoreBody:
+    """The body of a request as the store gets it, with the fields that go with it. Raises S3Error.
+
+    `store_verifies` says that the store holds a body against the SHA-256 its request is signed with.
+    """
     if payload.length <= HELD:
         body, trailers = await whole(request, payload, HELD)
         return StoreBody(body, (*fields, *trailers))
     if payload.decoder is None:
+        if store_verifies:
+            payload.leave_hash_to_store()
         return _streamed(request, payload, fields, payload.length, payload_hash(payload), _unframed)
     chunked = (*_chunked(fields), ("x-amz-decoded-content-length", str(payload.length)))
     if payload.trailer is None and payload.decoder.signed and request.body_length is not None:

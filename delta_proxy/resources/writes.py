@@ -94,7 +94,9 @@ class _Write:
     async def put(self) -> Answer:
         """PutObject and UploadPart."""
         fields = stored_fields(self.s3.headers)
-        body = await for_store(self._request, body_of(self.services, self.s3, self._request), fields)
+        writing, payload = self.services.writing, body_of(self.services, self.s3, self._request)
+        verifies = writing is not None and writing.probes.verifies_hashes(self.writer.location)
+        body = await for_store(self._request, payload, fields, store_verifies=verifies)
         written = await self._send("PUT", headers=body.fields, body=body.body)
         return Answer(200, handed_back(written.headers))
 

@@ -33,6 +33,8 @@ from delta_proxy.s3.verify import announced_payload
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_CHECKSUMS = frozenset({"x-amz-checksum-algorithm", "x-amz-checksum-mode", "x-amz-checksum-type"})
 
+_HASH_MISMATCH = XAmzContentSHA256Mismatch.code
+
 Trailers = tuple[tuple[str, str], ...]
 
 
@@ -68,6 +70,10 @@ class Payload:
     def trailer(self) -> str | None:
         """The checksum that comes after the payload."""
         return None if self._decoder is None else next(iter(self._decoder.declared), None)
+
+    def leave_hash_to_store(self) -> None:
+        """Do not compute the SHA-256: the store has it in the request's signature, and verifies it."""
+        self._expected = tuple(each for each in self._expected if each.error.code != _HASH_MISMATCH)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces of payload in these bytes of the body. Raises as `feed_chunks`."""

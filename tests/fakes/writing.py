@@ -15,10 +15,17 @@ from twisted.web.http import Request
 from delta_proxy.s3 import write_xml
 from delta_proxy.s3.chunked import decoder_for
 from delta_proxy.s3.copying import copy_source
-from delta_proxy.s3.errors import InvalidPart, NoSuchKey, NoSuchUpload, PreconditionFailed
+from delta_proxy.s3.errors import (
+    InvalidPart,
+    NoSuchKey,
+    NoSuchUpload,
+    PreconditionFailed,
+    XAmzContentSHA256Mismatch,
+)
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import payload_of
 from delta_proxy.s3.request import S3Request
+from delta_proxy.s3.sigv4 import UNSIGNED_PAYLOAD
 from delta_proxy.s3.write_xml import Deleted, OpenUpload
 
 from .store import FakeStore, StoredObject
@@ -33,13 +40,16 @@ class Upload:
 
 
 class WritableStore(FakeStore):
-    """`uploads` are the open ones by id. Some stores do not honour conditions."""
+    """`uploads` are the open ones by id. Some stores do not honour conditions, or verify no hash."""
 
-    def __init__(self, bucket: str, *, honours_conditions: bool = True) -> None:
+    def __init__(
+        self, bucket: str, *, honours_conditions: bool = True, verifies_hashes: bool = False
+    ) -> None:
         super().__init__(bucket)
         self.uploads: dict[str, Upload] = {}
         self.fields: dict[str, tuple[tuple[str, str], ...]] = {}
         self._honours_conditions = honours_conditions
+        self.verifies_hashes = verifies_hashes
         self._ids = itertools.count(1)
 
     def _answer(self, asked: S3Request, request: Request) -> bytes:
@@ -64,6 +74,9 @@ class WritableStore(FakeStore):
         assert request.content is not None
         wire: bytes = request.content.read()
         if decoder_for(asked, None) is None:
+            announced = asked.headers.get("x-amz-content-sha256")
+            if self.verifies_hashes and announced not in {hashlib.sha256(wire).hexdigest(), UNSIGNED_PAYLOAD}:
+                raise XAmzContentSHA256Mismatch
             return wire
         payload = payload_of(asked, len(wire), None)
         body = b"".join(payload.feed(wire))

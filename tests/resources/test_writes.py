@@ -349,8 +349,25 @@ def test_a_store_is_tried_once_and_nothing_of_the_trial_is_left(tmp_path: pathli
     assert sorted(objects(proxy)) == ["t/x", "t/y", "u/z"]
     keys = [asked.key for asked in proxy.store.requests]
     probes = [key for key in keys if "probe" in key]
-    assert len(probes) == 3
+    assert len(probes) == 4
     assert all(key.startswith("t/_delta_log/.delta-s3-proxy-probe-") for key in probes)
+
+
+@pytest.mark.parametrize("verifies", [True, False])
+def test_only_a_store_that_was_seen_to_verify_hashes_is_left_to_verify_that_of_a_large_body(
+    tmp_path: pathlib.Path, verifies: bool
+) -> None:
+    store = WritableStore(BUCKET, verifies_hashes=verifies)
+    proxy = proxy_of(tmp_path, store=store, location={})
+    wrong = {"x-amz-content-sha256": "0" * 64}
+    for size in (1000, LARGE):
+        answer = put(proxy, "t/x", b"x" * size, wrong)
+        assert (answer.status, code(answer)) == (400, "XAmzContentSHA256Mismatch")
+    assert objects(proxy) == {}
+    # Had the proxy computed it as well, it would refuse what this store now takes.
+    store.verifies_hashes = False
+    assert put(proxy, "t/x", b"x" * LARGE, wrong).status == (200 if verifies else 400)
+    assert put(proxy, "t/y", b"x" * 1000, wrong).status == 400
 
 
 def test_deleting_an_object_deletes_it(proxy: MemoryProxy) -> None:

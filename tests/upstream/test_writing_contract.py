@@ -28,7 +28,8 @@ def writer(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[T
     """A writer to each kind of store, in a table of its own."""
     rig = Rig()
     if request.param == "fake":
-        port = reactor.listenTCP(0, WritableStore(BUCKET).site(), interface="127.0.0.1")
+        fake = WritableStore(BUCKET, verifies_hashes=True)
+        port = reactor.listenTCP(0, fake.site(), interface="127.0.0.1")
         yield TableWriter(rig.table(f"http://127.0.0.1:{port.getHost().port}"))
         wait_for(rig.close())
         port.stopListening()
@@ -73,8 +74,14 @@ async def test_a_put_that_must_create_does_not_replace(writer: TableWriter) -> N
 
 
 @in_reactor
-async def test_the_probe_finds_that_and_leaves_nothing(writer: TableWriter) -> None:
-    await CommitProbes().check(writer)
+async def test_the_probe_finds_that_and_leaves_nothing(
+    writer: TableWriter, request: pytest.FixtureRequest
+) -> None:
+    probes = CommitProbes()
+    assert not probes.verifies_hashes(writer.location)
+    await probes.check(writer)
+    # moto takes any body for what it is signed as.
+    assert probes.verifies_hashes(writer.location) == ("moto" not in request.node.name)
     assert (await writer.client.list()).objects == ()
 
 
