@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.helpers import result_of
 from tests.memory import MemoryProxy
 
 from .tables import PROTOCOL, add, grant, metadata
@@ -92,3 +93,20 @@ def test_what_was_known_of_a_table_is_asked_anew_when_another_took_its_place(pro
         del proxy.store.objects[key]
     commit(proxy, 0, PROTOCOL, metadata("p"), add("another", p="green"))
     assert opened(proxy) == [200, 404, 404]
+
+
+def test_a_file_of_a_table_that_was_replaced_meanwhile_is_not_judged_by_the_other(proxy: MemoryProxy) -> None:
+    opened(proxy)
+    proxy.clock.advance(10)
+    added = commit(proxy, 3, add("d", p="green"))
+    proxy.list("t/_delta_log/")
+    result_of(proxy.views.original("t", added.removeprefix("t/")))
+
+    def replace(request: str) -> None:
+        if "list-type" in request:
+            commit(proxy, 0, PROTOCOL, metadata("p"), add("another", p="green"))
+            commit(proxy, 3, add("e", p="green"))
+
+    proxy.agent.before = replace
+    assert proxy.get(added).status == 503
+    assert b'"e"' in proxy.get(added).body
