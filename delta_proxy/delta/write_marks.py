@@ -6,8 +6,10 @@ through a proxy beside this one: a mark is a file whose time is looked at before
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +45,11 @@ class WriteMarks:
 
     def of(self, identity: str) -> int:
         """The mark of a table now; 0 for one that was never written to."""
+        file = self._files.get(identity) or self._file(identity)
         try:
-            return os.stat(self._files.get(identity) or self._file(identity)).st_mtime_ns
+            return os.stat(file).st_mtime_ns
         except FileNotFoundError:
+            self._begin(file)
             return 0
 
     def set(self, identity: str) -> None:
@@ -55,6 +59,13 @@ class WriteMarks:
         # The clock of file systems is too coarse to tell two writes in a row apart.
         moment = max(time.time_ns(), os.stat(file).st_mtime_ns + 1)
         os.utime(file, ns=(moment, moment))
+
+    def _begin(self, file: str) -> None:
+        """Put a mark of 0 where there is none: to look for a file in vain costs more than to find one."""
+        with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=self._directory) as empty:
+            os.utime(empty.name, ns=(0, 0))
+            # Unlike a rename it never takes the place of a mark that was set meanwhile.
+            os.link(empty.name, file)
 
     def _file(self, identity: str) -> str:
         file = f"{self._directory}/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,26 @@ def test_a_catalog_forgets_what_it_knew_before_a_write(directory: Path) -> None:
 )
 def test_writes_that_may_reach_the_log_are_known(path: str, is_log: bool) -> None:
     assert is_of_the_log(path) is is_log
+
+
+def test_a_mark_that_is_looked_for_before_the_first_write_is_nothing_and_hides_no_write(
+    directory: Path,
+) -> None:
+    here, elsewhere = WriteMarks(directory), WriteMarks(directory)
+    assert (here.of("one"), here.of("one"), elsewhere.of("one")) == (0, 0, 0)
+    elsewhere.set("one")
+    assert here.of("one") == elsewhere.of("one") > 0
+
+
+def test_a_mark_set_between_a_look_and_its_beginning_stays(directory: Path) -> None:
+    marks = WriteMarks(directory)
+    marks.set("one")
+    before = marks.of("one")
+    marks._begin(marks._file("one"))
+    assert marks.of("one") == before
+
+
+def test_where_no_file_can_be_made_nothing_counts_as_written(directory: Path) -> None:
+    marks = WriteMarks(directory)
+    shutil.rmtree(directory / "writes")
+    assert marks.of("one") == 0
