@@ -293,7 +293,7 @@ class _Table:
 
     async def complete(self) -> TableIndex:
         """The index with the history."""
-        index = await self.current()
+        index = self.fresh() or await self.current()
         if index.complete:
             return index
         return await self._complete_flight().wait()

@@ -48,10 +48,13 @@ class Use(Enum):
 
 @attrs.frozen
 class Served:
-    """The path is served. `shown` are the bytes of a deletion vector file that are; None: all of it."""
+    """The path is served. `shown` are the bytes of a deletion vector file that are; None: all of it. `view`
+    is the key of the view that a log file is in, None where it is shown as it is.
+    """
 
     use: Use
     shown: tuple[Region, ...] | None = None
+    view: str | None = None
 
 
 _SERVED_DATA = Served(Use.DATA)
@@ -155,7 +158,7 @@ class Gate:
         """
         restricted = not table.grant.is_everything
         if served.use is Use.LOG and restricted and self._filtered:
-            return await self._views.log_file(table.alias, table.grant, path)
+            return await self._views.log_file(table.alias, table.grant, path, served.view)
         if served.use is Use.LOG and is_immutable(path):
             return await self._views.original(table.alias, path)
         if served.shown is not None:
@@ -199,10 +202,10 @@ class Gate:
         if view_file(path[len(LOG_DIRECTORY) :]) is None:
             return Absent()
         try:
-            await self._views.key(table.alias, table.grant)
+            key = await self._views.key(table.alias, table.grant)
         except RefusedView as refused:
             return Refused(refused.reason)
-        return Served(Use.LOG)
+        return Served(Use.LOG, view=key)
 
 
 def _use_of(path: str) -> Use:

@@ -219,8 +219,8 @@ class LogViews:
         with _translated(table, path):
             return ViewedFile(await self._content(key, make, "log"), stat.etag, stat.last_modified)
 
-    async def log_file(self, alias: str, grant: Grant, path: str) -> ViewedFile:
-        """A log file as a restricted grant sees it.
+    async def log_file(self, alias: str, grant: Grant, path: str, known: str | None = None) -> ViewedFile:
+        """A log file as a restricted grant sees it; `known` is what `key` just gave, if it was asked.
 
         Raises NoSuchKey for a file that the view does not have, RefusedView for one that cannot be shown with
         certainty, and what the store answers (S3Error).
@@ -229,11 +229,11 @@ class LogViews:
         if file is None:
             raise NoSuchKey()
         if file.kind is LogKind.LAST_CHECKPOINT:
-            return await self._last_checkpoint(table, await self.key(alias, grant))
+            return await self._last_checkpoint(table, known or await self.key(alias, grant))
         stat, now = await self._stat(table, path), self._now()
         make = partial(self._rewrite, alias, grant, file, stat, now)
         with _translated(table, path):
-            key = await self._key_of(alias, grant, file, stat, now)
+            key = await self._key_of(alias, grant, file, stat, now, known)
             content = await self._view(view_name(table, path, stat, key), make)
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
 
@@ -299,25 +299,27 @@ class LogViews:
             await self._disk.get(view_name(table, file.path, stat, grant.fingerprint), make, kind="view")
         return manifest.columns
 
-    async def _key_of(self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime) -> str:
+    async def _key_of(  # noqa: PLR0917 - what a key is made of
+        self, alias: str, grant: Grant, file: LogFile, stat: ObjectStat, now: datetime, known: str | None
+    ) -> str:
         """The key of the view that a file is in. What the file itself adds has its part in it: were it made
         under a key without that, it would come back under that key when the grant has moved on. And what was
         made of a checkpoint ahead is right by an index that knows the file.
         """
         if not grant.is_relative and file.kind not in KINDS:
-            return await self.key(alias, grant)
+            return known or await self.key(alias, grant)
         self._begin_ahead(alias, grant)
         with _translated(self._tables[alias], file.path):
             return self._key(alias, await self._index_with(alias, file, stat), grant, now)
 
     def _key(self, alias: str, index: TableIndex, grant: Grant, now: datetime) -> str:
-        """`view_key`, worked out once for an index and what a mask shows of it."""
-        reason = closed(index, grant)
-        if reason is not None:
-            raise RefusedView(reason)
+        """`view_key`, worked out once for an index and what a mask shows of it; never of a closed table."""
         mask, slot = self._masks.of(index, grant, now), (alias, grant.fingerprint)
         known = self._keys.get(slot)
         if known is None or known[0]() is not index or known[1] is not mask.bits:
+            reason = closed(index, grant)
+            if reason is not None:
+                raise RefusedView(reason)
             known = (weakref.ref(index), mask.bits, view_key(grant, mask))
             _remember(self._keys, slot, known)
         return known[2]

@@ -238,7 +238,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "views: an ETag is the view's own": ("delta.views", ("\\n{etag}\\n{view}", "\\n{etag}")),
     "views: views are kept apart": (
         "delta.views",
-        ("key = await self._key_of(alias, grant, file, stat, now)", 'key = "one for all"'),
+        ("key = await self._key_of(alias, grant, file, stat, now, known)", 'key = "one for all"'),
     ),
     "views: what is downloaded is what was asked for": (
         "delta.views",
