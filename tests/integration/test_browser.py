@@ -1,6 +1,6 @@
 """A page of another origin reads through the proxy in headless Chromium, with the AWS SDK for JavaScript.
 
-The page is bundled from npm's packages by esbuild, in `.cache/`. It tells what it saw to the server that it
+The page is bundled from npm's packages (`browser/tools.py`). It tells what it saw to the server that it
 came from.
 """
 
@@ -28,13 +28,13 @@ import pytest
 from delta_proxy.demo import PROXY_BUCKET
 
 from . import servers
+from .browser.tools import BUNDLE
 from .conftest import GRANTED, TRADES, trades_settings, write_trades
 from .raw import request
 from .servers import BUCKET, REGION, Proxy, Store
 from .test_clients import keys_of
+from .tools import Unavailable
 
-SOURCES = pathlib.Path(__file__).with_name("browser")
-BUILT = servers.ROOT / ".cache" / "browser"
 READER, READER_SECRET = "READERKEY", "reader-secret"
 HTML = b'<!doctype html><meta charset="utf-8"><script type="module" src="/page.js"></script>'
 STORE_RULES = {
@@ -61,39 +61,16 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on the PATH"),
-    pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not on the PATH"),
 ]
 
 
 @pytest.fixture(scope="module")
 def bundle() -> bytes:
     """The page's script with the SDK in it."""
-    BUILT.mkdir(parents=True, exist_ok=True)
-    for name in ("package.json", "page.js"):
-        shutil.copyfile(SOURCES / name, BUILT / name)
-    wanted, stamp = (BUILT / "package.json").read_text(), BUILT / "installed"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        installed = build(["npm", "install", "--no-audit", "--no-fund", "--loglevel=error"])
-        if installed.returncode:
-            pytest.skip(f"npm could not install: {installed.stderr[-300:]}")
-        stamp.write_text(wanted)
-    made = build(
-        [
-            "node_modules/.bin/esbuild",
-            "page.js",
-            "--bundle",
-            "--format=esm",
-            "--outfile=out.js",
-            "--log-level=error",
-        ]
-    )
-    assert made.returncode == 0, made.stderr
-    return (BUILT / "out.js").read_bytes()
-
-
-def build(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program of the build to its end."""
-    return subprocess.run(command, cwd=BUILT, capture_output=True, text=True, timeout=600, check=False)
+    try:
+        return (BUNDLE.ready() / "out.js").read_bytes()
+    except Unavailable as unavailable:
+        pytest.skip(f"the page: {unavailable}")
 
 
 @attrs.frozen

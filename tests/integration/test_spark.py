@@ -3,7 +3,7 @@
 Two lines of it, with either generation of the AWS SDK below S3A. Each is one process that takes commands
 (`spark/program.py`): it writes tables into the store, reads them from there with the filter, then reads them
 through one proxy after the other. The credentials are those of a session. pyspark comes from PyPI, the jars
-come by Maven; both are kept in `.cache/spark/`.
+come by Maven (`spark/lines.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
@@ -32,40 +31,18 @@ from . import servers
 from .conftest import GRANTED, TRADES
 from .servers import BUCKET, REGION, Proxy, Store
 from .spark import settings
+from .spark.lines import LINES, Line
 from .test_local_helper import figures, helper
+from .tools import Unavailable
 
 SOURCES = pathlib.Path(__file__).with_name("spark")
-BUILT = servers.ROOT / ".cache" / "spark"
 WHERE = f"MIC IN ({', '.join(repr(mic) for mic in GRANTED)})"
 WRITTEN = ("changes", "mapped", "modern")
 TABLES = (TRADES, *WRITTEN)
-COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 FOR_WRITING = "datalake-writing"
 KEY = generate_key()
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    *(
-        pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not on the PATH")
-        for name in ("java", "mvn")
-    ),
-]
-
-
-@attrs.frozen
-class Line:
-    """A line of Spark: its pom, and the pyspark that belongs to it."""
-
-    name: str
-    pyspark: str
-    sdk: str
-
-
-LINES = (
-    Line("spark-3.5", "3.5.9", "aws-java-sdk/1."),
-    Line("spark-4.0", "4.0.5", "aws-java-sdk/2."),
-)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @attrs.frozen
@@ -116,28 +93,13 @@ class Spark:
         return answer["value"]
 
 
-def installed(line: Line) -> pathlib.Path:
-    """The folder with pyspark and the jars of a line, made when it is not there; skips when it cannot be."""
-    pom, folder = SOURCES / f"{line.name}.pom.xml", BUILT / line.name
-    wanted, stamp = f"{line.pyspark}\n{pom.read_text()}", folder / "installed"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    python, jars = folder / "python", folder / "jars"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(python)]
-    maven = ["mvn", "-B", "-q", "-f", str(pom), COPY, f"-DoutputDirectory={jars}", "-DincludeScope=runtime"]
-    for command in ([*pip, f"pyspark=={line.pyspark}"], maven):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"{command[0]} could not install: {(done.stdout + done.stderr)[-500:]}")
-    stamp.write_text(wanted)
-    return folder
-
-
 @contextlib.contextmanager
 def spark(line: Line, told: Mapping[str, str], folder: pathlib.Path) -> Iterator[Spark]:
     """A process of Spark of that line, with these settings of Hadoop."""
-    home = installed(line)
+    try:
+        home = line.tool.ready()
+    except Unavailable as unavailable:
+        pytest.skip(f"{line.name}: {unavailable}")
     command = [sys.executable, str(SOURCES / "program.py"), str(home / "jars"), json.dumps(told)]
     env = servers.clean_environment(
         PYTHONPATH=str(home / "python"), PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1"
@@ -311,28 +273,62 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "_commit_timestamp"}
 
 
-def test_spark_writes_through_the_proxy_what_it_writes_directly(
-    reading: Running, gateway_store: Store
-) -> None:
-    through = f"{BUCKET}/{reading.line.name}-through"
+@pytest.fixture(scope="module")
+def written(reading: Running) -> Mapping[str, Any]:
+    """What Spark reads from the store itself of the tables that it wrote through the proxy."""
     reading.spark.ask("write", f"s3a://{FOR_WRITING}", tables=WRITTEN)
-    seen = reading.spark.ask("look", f"s3a://{through}", tables=WRITTEN, where=WHERE)
+    through = f"s3a://{BUCKET}/{reading.line.name}-through"
+    seen: Mapping[str, Any] = reading.spark.ask("look", through, tables=WRITTEN, where=WHERE)
+    return seen
+
+
+def files_of(store: Store, line: Line, table: str) -> set[str]:
+    """The paths below a table that was written through the proxy."""
+    root = f"{line.name}-through/{table}/"
+    pages = store.boto3().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=root)
+    return {item["Key"].removeprefix(root) for page in pages for item in page.get("Contents", ())}
+
+
+def test_spark_writes_through_the_proxy_what_it_writes_directly(
+    reading: Running, written: Mapping[str, Any]
+) -> None:
     for name in WRITTEN:
-        assert timeless(seen[name]) == timeless(reading.direct[name]), name
+        assert timeless(written[name]) == timeless(reading.direct[name]), name
+    done = {each[2] for name in WRITTEN for each in written[name]["history"]}
+    assert {"CREATE TABLE", "WRITE", "UPDATE", "DELETE", "MERGE", "RENAME COLUMN", "OPTIMIZE"} <= done
+
+
+def test_spark_writes_checkpoints_through_the_proxy(
+    reading: Running, written: Mapping[str, Any], gateway_store: Store
+) -> None:
+    """One of a single file, one with sidecars; and the file that names the newest."""
+    for name, sidecars in (("mapped", False), ("modern", True)):
+        log = {
+            path.removeprefix("_delta_log/")
+            for path in files_of(gateway_store, reading.line, name)
+            if path.startswith("_delta_log/")
+        }
+        assert "_last_checkpoint" in log
+        assert any(".checkpoint." in path for path in log), log
+        assert any(path.startswith("_sidecars/") for path in log) is sidecars
+
+
+def test_spark_overwrites_and_vacuums_through_the_proxy(
+    reading: Running, written: Mapping[str, Any], gateway_store: Store
+) -> None:
+    before = len(data_files(files_of(gateway_store, reading.line, "mapped")))
     reading.spark.ask("tidy", f"s3a://{FOR_WRITING}", table="mapped")
-    table = DeltaTable(f"s3://{through}/mapped", storage_options=gateway_store.storage_options)
-    assert sorted(
-        QueryBuilder().register("t", table).execute("select id from t").read_all()["id"].to_pylist()
-    ) == list(range(50))
-    listed = gateway_store.boto3().list_objects_v2(
-        Bucket=BUCKET, Prefix=f"{through.partition('/')[2]}/mapped/"
-    )
-    data = {
-        each["Key"]
-        for each in listed["Contents"]
-        if each["Key"].endswith(".parquet") and "_delta_log" not in each["Key"]
-    }
-    assert len(data) == len(table.file_uris())
+    root = f"s3://{BUCKET}/{reading.line.name}-through/mapped"
+    table = DeltaTable(root, storage_options=gateway_store.storage_options)
+    rows = QueryBuilder().register("t", table).execute("select id from t").read_all()
+    assert sorted(rows["id"].to_pylist()) == list(range(50))
+    left = data_files(files_of(gateway_store, reading.line, "mapped"))
+    assert len(left) == len(table.file_uris()) < before
+
+
+def data_files(paths: set[str]) -> set[str]:
+    """Those of a table's files that hold rows."""
+    return {path for path in paths if path.endswith(".parquet") and not path.startswith("_delta_log/")}
 
 
 def test_the_page_on_spark_shows_the_settings_that_are_run() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from delta_proxy.s3.user_agents import CLIENTS
+from tests.integration.tools import ROOT
 
 from .programs import PROGRAMS, Program
 from .report import COLUMNS, Row, merged, notes
-from .toolchains import ROOT
 
 PAGE = ROOT / "docs" / "clients.md"
 _INTRODUCTION = """\

@@ -14,7 +14,9 @@ from typing import Any
 
 import attrs
 
-from .toolchains import HERE, MC, ROOT, TOOLS, Unavailable
+from tests.integration.tools import ROOT, Unavailable
+
+from .toolchains import HERE, MC, TOOLS
 
 BUCKET_DOMAIN = "s3.localhost"
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from delta_proxy.demo import PROXY_BUCKET
 from tests.integration.servers import ROOT, Endpoint
+from tests.integration.tools import Unavailable
 
 from . import shelf as shelves
 from .programs import PROGRAMS, Program
 from .recorder import Head, Recorder, recorder
 from .runs import READER, READER_SECRET, TOKEN, Step, job, run, script
-from .toolchains import Unavailable
 
 FIXTURE = ROOT / "tests" / "s3" / "recorded_requests.json"
 

@@ -11,10 +11,10 @@ import pytest
 from delta_proxy.demo import PROXY_BUCKET
 from tests.integration.servers import BUCKET, Store
 from tests.integration.test_local_helper import figures, helper, started
+from tests.integration.tools import Unavailable
 
 from .programs import PROGRAMS, Program
 from .runs import Step, job, run
-from .toolchains import Unavailable
 
 SIZE = 256 * 1024 * 1024
 KEY = "big/quarter"

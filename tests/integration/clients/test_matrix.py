@@ -15,6 +15,7 @@ from delta_proxy.demo import PROXY_BUCKET
 from delta_proxy.s3.user_agents import CLIENTS, known_client
 from tests.integration.conftest import ProxyFor
 from tests.integration.servers import BUCKET, Endpoint, Proxy, Store
+from tests.integration.tools import Unavailable
 
 from . import shelf as shelves
 from .programs import BUCKET_DOMAIN, PROGRAMS, Program
@@ -27,7 +28,6 @@ from .shelf import (
     OPEN,
     Shelf,
 )
-from .toolchains import Unavailable
 
 MODES = ("proxy", "presignedUrl")
 

@@ -98,11 +98,16 @@ def write_changes(spark: Spark, uri: str) -> None:
 
 
 def write_mapped(spark: Spark, uri: str) -> None:
-    """Column mapping: a column renamed, another one dropped."""
+    """Column mapping: a column renamed, another one dropped; checkpoints of one file."""
     create(
         spark,
         uri,
-        {"delta.columnMapping.mode": "name", "delta.minReaderVersion": "2", "delta.minWriterVersion": "5"},
+        {
+            "delta.columnMapping.mode": "name",
+            "delta.minReaderVersion": "2",
+            "delta.minWriterVersion": "5",
+            "delta.checkpointInterval": "2",
+        },
     )
     insert(spark, uri, 0, 40)
     spark.sql(f"ALTER TABLE delta.`{uri}` RENAME COLUMN price TO cost")

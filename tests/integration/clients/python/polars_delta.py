@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from .steps import At, Operations, main, rows
+from .steps import At, Operations, main, object_store_extras, rows
 
 
 def connect(at: At) -> Operations:
     """Reading tables with polars."""
-    endpoint, region, access_key, secret_key, token, bucket, style = at
+    endpoint, region, access_key, secret_key, _, bucket, _ = at
     # paste from here
     storage_options = {
         "aws_endpoint_url": endpoint,
@@ -19,13 +19,7 @@ def connect(at: At) -> Operations:
         "aws_allow_http": "true",
     }
     # paste to here
-    if token is not None:
-        storage_options["aws_session_token"] = token
-    if style == "virtual":
-        storage_options |= {
-            "aws_virtual_hosted_style_request": "true",
-            "aws_endpoint_url": endpoint.replace("://", f"://{bucket}.", 1),
-        }
+    storage_options |= object_store_extras(at)
 
     def table(name: str, zone: str) -> dict[str, object]:
         # paste from here

@@ -47,6 +47,15 @@ def keys(found: list[str]) -> dict[str, Any]:
     return {"keys": sorted(found)}
 
 
+def object_store_extras(at: At) -> dict[str, str]:
+    """What a session and virtual-host style add to the options that readers by object_store take."""
+    token = {} if at.token is None else {"aws_session_token": at.token}
+    if at.style == "path":
+        return token
+    host = at.endpoint.replace("://", f"://{at.bucket}.", 1)
+    return token | {"aws_virtual_hosted_style_request": "true", "aws_endpoint_url": host}
+
+
 def main(connect: Callable[[At], Operations]) -> None:
     """Run the jobs of the standard input; `connect` gives the operations of a client at an endpoint."""
     jobs = json.load(sys.stdin)["jobs"]

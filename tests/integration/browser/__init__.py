@@ -1,0 +1,1 @@
+"""The page that a browser opens, and how it is built."""
