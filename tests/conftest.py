@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,29 @@ settings.register_profile("explore", _patient)
 settings.load_profile("shared-machine")
 
 _LONG = 25
+
+# bin/test gives whole files to its workers: those that take longest come first, so that none is left for the
+# end.
+_LONGEST = (
+    "integration/test_spark.py",
+    "integration/clients/test_matrix.py",
+    "integration/test_views.py",
+    "integration/test_clients.py",
+    "integration/test_identity.py",
+    "integration/test_writes.py",
+    "integration/test_shared_tables.py",
+    "integration/test_workers.py",
+    "integration/test_browser.py",
+    "integration/clients/test_helper.py",
+)
+_ROOT = pathlib.Path(__file__).parent
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, in the order above."""
+    places = {_ROOT / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

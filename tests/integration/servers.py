@@ -66,8 +66,14 @@ class Endpoint:
 
 
 @functools.cache
+def session() -> Any:
+    """A session of boto3 for clients with explicit credentials: it reads AWS's long descriptions once."""
+    return boto3.session.Session()
+
+
+@functools.cache
 def _boto3_client(url: str, access_key: str, secret_key: str) -> Any:
-    return boto3.session.Session().client(
+    return session().client(
         "s3",
         endpoint_url=url,
         region_name=REGION,

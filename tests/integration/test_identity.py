@@ -205,7 +205,7 @@ def _boto3(proxy: Proxy, name: str, style: str) -> Any:
     user = as_user(proxy, name)
     virtual = {"proxies": {"http": proxy.url}} if style == "virtual" else {}
     through = botocore.config.Config(s3={"addressing_style": style}, signature_version="s3v4", **virtual)
-    return boto3.session.Session().client(
+    return servers.session().client(
         "s3",
         endpoint_url="http://s3.test" if virtual else proxy.url,
         region_name=REGION,
@@ -555,7 +555,7 @@ def forwarding_to(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def through(proxy: Proxy, store: Store, secret: str | None = None, **config: Any) -> Any:
     """A client that signs for the store and has the proxy as its HTTP proxy."""
     settings = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 1}, **config}
-    return boto3.session.Session().client(
+    return servers.session().client(
         "s3",
         endpoint_url=store.url,
         region_name=REGION,

@@ -155,7 +155,7 @@ def client(proxy: Proxy, helper: Helper, *, token: str | None = None, **settings
         "proxies": {"http": helper.url},
     }
     config = botocore.config.Config(**(defaults | settings))
-    return boto3.session.Session().client(
+    return servers.session().client(
         "s3",
         endpoint_url=proxy.url,
         region_name=REGION,

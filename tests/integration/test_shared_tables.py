@@ -1,7 +1,7 @@
 """Tables that other implementations wrote: a grant of one partition value opens its files and no others.
 
 The oracle is deltalake, which reads the table from its folder and knows nothing of the proxy. Every pair of
-table and partition value is an alias of its own, over a copy of the table, so that one proxy serves them all.
+table and partition value is a user of its own with that grant alone, so that one proxy serves them all.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import attrs
 import pyarrow as pa
 import pytest
+from botocore.exceptions import ClientError
 from deltalake import DeltaTable
 
 from delta_proxy import demo
 
 from .conftest import ProxyFor
-from .raw import get
 from .servers import BUCKET, SHARED_TABLES, Proxy, Store
+
+EVERYTHING, SECRET = "everything", "a-secret"
 
 pytestmark = [
     pytest.mark.skipif(not SHARED_TABLES.is_dir(), reason="the folder of shared tables is not there"),
@@ -38,8 +40,8 @@ class Case:
     value: Any
 
     @property
-    def alias(self) -> str:
-        """The alias with the grant of this case."""
+    def user(self) -> str:
+        """The user to whom this case is granted, and the access key."""
         return f"case-{CASES.index(self)}"
 
     @property
@@ -91,28 +93,45 @@ CASES = cases()
 
 
 @pytest.fixture(scope="module")
-def aliases() -> dict[str, str]:
-    """The table behind each alias: one with a grant for each case, and one without for each table."""
-    return {case.alias: case.table for case in CASES} | {f"all-{each.name}": each.name for each in tables()}
-
-
-@pytest.fixture(scope="module")
-def uploaded(moto_store: Store, aliases: dict[str, str]) -> Store:
-    """The store with the table of every alias in it."""
-    for alias, table in aliases.items():
-        moto_store.upload(SHARED_TABLES / table, f"shared/{alias}")
+def uploaded(moto_store: Store) -> Store:
+    """The store with every table in it."""
+    for folder in tables():
+        moto_store.upload(folder, f"shared/{folder.name}")
     return moto_store
 
 
 @pytest.fixture(scope="module")
-def served(uploaded: Store, aliases: dict[str, str], proxy_for: ProxyFor) -> Proxy:
-    """A proxy with every alias."""
-    return proxy_for(
+def served(uploaded: Store, proxy_for: ProxyFor) -> Proxy:
+    """A proxy before every table, as the user to whom everything is granted sees it."""
+    names = [folder.name for folder in tables()]
+    grants: dict[str, Any] = {EVERYTHING: {name: [{}] for name in names}}
+    grants |= {case.user: {case.table: case.grant} for case in CASES}
+    proxy = proxy_for(
         uploaded,
-        tableMapping={alias: f"s3://{BUCKET}/shared/{alias}" for alias in aliases},
-        allowedPartitions={case.alias: case.grant for case in CASES},
+        tableMapping={name: f"s3://{BUCKET}/shared/{name}" for name in names},
+        users={
+            name: {"accessKey": name, "secretKey": SECRET, "allowedPartitions": granted}
+            for name, granted in grants.items()
+        },
+        interface="127.0.0.1",
         getMode="proxy",
     )
+    return attrs.evolve(proxy, access_key=EVERYTHING, secret_key=SECRET)
+
+
+def client_of(served: Proxy, case: Case) -> Any:
+    """boto3 as the user of the case."""
+    return attrs.evolve(served, access_key=case.user).boto3()
+
+
+def status(client: Any, key: str) -> int:
+    """The status of a GET."""
+    try:
+        answer = client.get_object(Bucket=demo.PROXY_BUCKET, Key=key)
+    except ClientError as error:
+        return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+    answer["Body"].read()
+    return int(answer["ResponseMetadata"]["HTTPStatusCode"])
 
 
 def test_there_are_tables_to_test() -> None:
@@ -121,7 +140,8 @@ def test_there_are_tables_to_test() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.table}-{case.column}={case.value}")
 def test_the_files_served_are_those_of_the_granted_value_and_no_others(served: Proxy, case: Case) -> None:
-    statuses = {path: get(served, f"{case.alias}/{path}").status for path in files(case.table)}
+    client = client_of(served, case)
+    statuses = {path: status(client, f"{case.table}/{path}") for path in files(case.table)}
     wanted = files(case.table, case.column, case.value)
     assert wanted
     assert {path for path, status in statuses.items() if status == 200} == wanted
@@ -131,12 +151,12 @@ def test_the_files_served_are_those_of_the_granted_value_and_no_others(served: P
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.table}-{case.column}={case.value}")
 def test_the_files_listed_are_those_of_the_granted_value_and_no_others(served: Proxy, case: Case) -> None:
     pages = (
-        served.boto3()
+        client_of(served, case)
         .get_paginator("list_objects_v2")
-        .paginate(Bucket=demo.PROXY_BUCKET, Prefix=f"{case.alias}/", PaginationConfig={"PageSize": 3})
+        .paginate(Bucket=demo.PROXY_BUCKET, Prefix=f"{case.table}/", PaginationConfig={"PageSize": 3})
     )
     listed = {
-        item["Key"].removeprefix(f"{case.alias}/") for page in pages for item in page.get("Contents", ())
+        item["Key"].removeprefix(f"{case.table}/") for page in pages for item in page.get("Contents", ())
     }
     assert listed & files(case.table) == files(case.table, case.column, case.value)
 
@@ -144,9 +164,9 @@ def test_the_files_listed_are_those_of_the_granted_value_and_no_others(served: P
 @pytest.mark.parametrize("table", sorted({case.table for case in CASES}))
 def test_an_open_table_reads_as_it_does_without_the_proxy(served: Proxy, uploaded: Store, table: str) -> None:
     through = DeltaTable(
-        f"s3://{demo.PROXY_BUCKET}/all-{table}", storage_options=served.storage_options
+        f"s3://{demo.PROXY_BUCKET}/{table}", storage_options=served.storage_options
     ).get_add_actions(flatten=True)
     direct = DeltaTable(
-        f"s3://{BUCKET}/shared/all-{table}", storage_options=uploaded.storage_options
+        f"s3://{BUCKET}/shared/{table}", storage_options=uploaded.storage_options
     ).get_add_actions(flatten=True)
     assert pa.table(through).equals(pa.table(direct))

@@ -213,7 +213,7 @@ def users() -> dict[str, Any]:
         name: DeltaTable(str(SHARED_TABLES / name)).metadata().partition_columns[0] for name in PARTITIONED
     }
     return {
-        **{case.alias: user(case.alias, {case.table: case.grant}) for case in CASES},
+        **{case.user: user(case.user, {case.table: case.grant}) for case in CASES},
         NO_MATCH: user(NO_MATCH, {name: [{column: []}] for name, column in columns.items()}),
         NOTHING: user(NOTHING, {name: [] for name in FOLDERS}),
     }
@@ -265,7 +265,7 @@ def through(table: str) -> str:
 
 def check_files(served: Served, case: Case) -> None:
     """Each version holds the files of the granted partition."""
-    whole, options = direct(served.store, case.table), served.seen_by(case.alias).storage_options
+    whole, options = direct(served.store, case.table), served.seen_by(case.user).storage_options
     for version in whole.versions:
         table = DeltaTable(through(case.table), version=version, storage_options=options)
         seen = frozenset(pa.table(table.get_add_actions(flatten=True))["path"].to_pylist())
@@ -277,7 +277,7 @@ def check_rows(served: Served, case: Case, version: int | None) -> None:
     for client, read in CLIENTS.items():
         wanted = direct(served.store, case.table).rows(client, version, case.column, case.value)
         if wanted is not None:
-            seen = as_rows(read(served.seen_by(case.alias), through(case.table), version).to_pylist())
+            seen = as_rows(read(served.seen_by(case.user), through(case.table), version).to_pylist())
             assert seen == wanted, (client, version)
 
 

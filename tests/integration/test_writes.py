@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
-import boto3
 import botocore.config
 import botocore.exceptions
 import polars as pl
@@ -202,7 +201,7 @@ def test_s3fs_puts_copies_and_removes(proxy: Proxy, store: Store, tmp_path: path
 
 def boto3_client(proxy: Proxy, **config: Any) -> Any:
     """A boto3 client of the proxy that tries once."""
-    return boto3.session.Session().client(
+    return servers.session().client(
         "s3",
         endpoint_url=proxy.url,
         region_name=REGION,

@@ -67,13 +67,17 @@ class Step:
 
 @attrs.frozen
 class Tool:
-    """Something built in a folder of its own, anew when `wanted` or a file of `sources` has changed."""
+    """Something built in a folder of its own, anew when `wanted` or a file of `sources` has changed.
+
+    `resumes`: a build goes on from what an earlier one left in the folder.
+    """
 
     name: str
     needs: Sequence[str]
     build: Callable[[pathlib.Path, Step], None]
     sources: Sequence[pathlib.Path] = ()
     wanted: str = ""
+    resumes: bool = False
     cache: pathlib.Path = CACHE
 
     def ready(self) -> pathlib.Path:
@@ -104,8 +108,9 @@ class Tool:
         if _seconds_left() <= 0:
             raise Unavailable("no time is left to build it")
         stamp.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        if not self.resumes:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
         self.build(folder, Step(self.cache / f"{self.name}.log"))
 
     def _fingerprint(self) -> str:

@@ -51,7 +51,7 @@ TOOLS: Mapping[str, Tool] = {
         Tool("js", ["node", "npm"], _javascript, [HERE / "js"]),
         Tool("java", ["java", "mvn"], _java, [HERE / "java"]),
         Tool("sdk", ["go"], _go("sdk"), [HERE / "go" / "sdk"]),
-        Tool("rust", ["cargo"], _rust, [HERE / "rust"]),
+        Tool("rust", ["cargo"], _rust, [HERE / "rust"], resumes=True),
         Tool("s5cmd", ["go"], _go("s5cmd", "github.com/peak/s5cmd/v2"), [HERE / "go" / "s5cmd"]),
         Tool("rclone", ["go"], _go("rclone"), [HERE / "go" / "rclone"]),
         Tool("mc", ["go"], _mc, wanted=MC),
