@@ -14,7 +14,8 @@ from email.utils import format_datetime, parsedate_to_datetime
 from delta_proxy.s3.errors import NotModified, PreconditionFailed
 from delta_proxy.s3.headers import Headers
 
-_ETAG = re.compile(r'\s*(?:W/)?(?:"([^"]*)"|([^",\s][^",]*?))\s*(?:,|$)')
+# Nothing is taken back: what a client sends must not cost more than its length.
+_ETAG = re.compile(r'(?:W/)?+(?:"([^"]*+)"|([^",\s][^",]*+))')
 
 
 def check(headers: Headers, etag: str, last_modified: datetime) -> None:
@@ -34,7 +35,7 @@ def etag_matches(value: str, etag: str) -> bool:
     if value.strip() == "*":
         return True
     wanted = etag.removeprefix("W/").strip('"')
-    return any((match[1] or match[2] or "") == wanted for match in _ETAG.finditer(value))
+    return any((match[1] or match[2] or "").rstrip() == wanted for match in _ETAG.finditer(value))
 
 
 def _check_preconditions(headers: Headers, etag: str, modified: datetime) -> None:
