@@ -161,7 +161,7 @@ class S3Resource(Resource):
         A listing is about its prefix.
         """
         name = self.s3.key or self.s3.param("prefix")
-        if not name:
+        if not name or self.s3.bucket != self.services.settings.addressing.bucket:
             return
         alias, path = split_key(name)
         opened = self.services.gate.open(principal, alias)

@@ -277,3 +277,20 @@ def test_a_refusal_that_cannot_be_recorded_is_a_refusal_all_the_same(tmp_path: p
 def test_what_cannot_be_recorded_is_refused(tmp_path: pathlib.Path) -> None:
     log = AuditLog(str(tmp_path / "audit"), report=print, capacity=0)
     assert answer(signed(), Untouchable(), log).startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize(("target", "query"), [("/nosuch/open/f", ()), ("/nosuch", (("prefix", "open/"),))])
+def test_what_is_asked_of_another_bucket_is_not_recorded_as_asked_of_a_table(
+    tmp_path: pathlib.Path, target: str, query: tuple[tuple[str, str], ...]
+) -> None:
+    log = AuditLog(str(tmp_path / "audit"), report=print)
+    log.start()
+    answer(signed("GET", target, query, headers=()), Empty(), log)
+    log.close(timeout=30)
+    (line,) = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    assert (line["principal"], line["reason"], line["table"], line["path"]) == (
+        "alice",
+        "NoSuchBucket",
+        None,
+        None,
+    )
