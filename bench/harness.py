@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import statistics
@@ -374,7 +375,7 @@ class Lab:
     store: servers.Store
     store_pid: int
     quick: bool = False
-    seconds: float = 4.0
+    seconds: float = 3.0
     rounds: int = 5
 
     @property
@@ -426,13 +427,23 @@ class Lab:
             yield Peer(name, url, demo.PROXY_BUCKET, ACCESS_KEY, SECRET_KEY, pids)
 
     @contextlib.contextmanager
-    def reverse_proxy(self, name: str = "nginx") -> Iterator[Peer]:
-        """nginx as a plain reverse proxy before the store, one worker process: "nginx", and "store"."""
-        host = self.store.netloc
+    def reverse_proxy(
+        self, name: str = "nginx", certificate: Mapping[str, str] | None = None
+    ) -> Iterator[Peer]:
+        """nginx as a plain reverse proxy before the store, one worker process: "nginx", and "store".
+
+        With a certificate it is reached by TLS. It answers `/_fixed` with a redirect of fixed text.
+        """
+        host, port = self.store.netloc, free_port()
         server = f"location / {{ proxy_pass http://store; {_NGINX_PROXY} }}"
+        server += f" location = /_fixed {{ return 307 http://{host}/{'x' * 400}; }}"
+        if certificate:
+            server += f" listen 127.0.0.1:{port} ssl; ssl_certificate {certificate['certificate']};"
+            server += f" ssl_certificate_key {certificate['privateKey']};"
         with self._nginx(name, server, f"upstream store {{ server {host}; keepalive 64; }}") as (url, pid):
             pids = {"nginx": pid, "store": self.store_pid}
-            yield attrs.evolve(self.direct, name=name, url=url, pids=pids)
+            reached = f"https://127.0.0.1:{port}" if certificate else url
+            yield attrs.evolve(self.direct, name=name, url=reached, pids=pids)
 
     @contextlib.contextmanager
     def static(self, name: str = "static") -> Iterator[Peer]:
@@ -475,6 +486,7 @@ http {{
 
 
 def _new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
+    name = re.sub(r"[^a-z0-9-]+", "-", name)
     for number in range(10_000):
         folder = parent / (f"{name}-{number}" if number else name)
         if not folder.exists():
@@ -497,7 +509,7 @@ def laboratory(
             store,
             _listener(store.netloc),
             quick,
-            seconds or (2.0 if quick else 4.0),
+            seconds or (2.0 if quick else 3.0),
             rounds or (3 if quick else 5),
         )
 

@@ -54,6 +54,7 @@ def run(lab: Lab) -> Report:
             f"{p50[peer.name] / p50['direct']:.2f}",
             f"{median(taken[peer.name], cpu_ms(next(iter(peer.pids)))):.2f}",
             f"{median(taken[peer.name], cpu_ms('store')):.2f}",
+            f"{taken[peer.name][-1].used[next(iter(peer.pids))].peak / 1e6:.0f}",
         )
         for peer in peers
     ]
@@ -61,7 +62,7 @@ def run(lab: Lab) -> Report:
     section = Section(
         "Listings",
         f"One page of {_FILES:,} keys of which {visible} are granted, one connection.",
-        ("peer", "p50 ms", "of direct", "own CPU ms/request", "CPU ms of the store"),
+        ("peer", "p50 ms", "of direct", "own CPU ms/request", "CPU ms of the store", "peak MB"),
         rows,
         [Bars("listing", "LIST of 1,000 keys", "ms", p50)],
     )
