@@ -311,8 +311,10 @@ class S3Channel(http.HTTPChannel):
         self.requests[0].body_received()
 
     def _hold(self, data: bytes) -> None:
-        self._dataBuffer.append(data)
-        if sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
+        # One piece, however many come: a client that sends byte by byte must not make each cost more.
+        held = b"".join((*self._dataBuffer, data))
+        self._dataBuffer = [held]
+        if len(held) > self._optimisticEagerReadSize:
             self.pause_reading()
 
     def _await_request(self) -> None:

@@ -300,6 +300,18 @@ def test_what_follows_an_unanswered_request_is_held_only_so_far() -> None:
     assert client.transport.producerState == "paused"
 
 
+def test_what_follows_byte_by_byte_is_held_in_one_piece() -> None:
+    bench = Bench(later)
+    client = bench.connect()
+    client.send(GET)
+    for byte in GET:
+        client.send(bytes((byte,)))
+    # Many pieces would be counted anew with each byte.
+    assert len(client.channel._dataBuffer) == 1
+    bench.page.requests[0].answer(b"first")
+    assert len(bench.page.requests) == 2
+
+
 def test_a_client_that_does_not_read_its_answers_gets_no_more_of_them() -> None:
     bench = Bench(later)
     client = bench.connect()
