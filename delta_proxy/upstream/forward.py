@@ -41,6 +41,7 @@ _AWS = re.compile(
     r"(?:[a-z0-9][a-z0-9.-]*\.)?(s3(?:[.-](?:dualstack\.)?[a-z]{2}(?:-[a-z]+)+-[0-9])?\.amazonaws\.com(?:\.cn)?)"
 )
 _OTHER_PARTITION = re.compile(r"[.-](cn|us-gov|us-iso[a-z]?|eu-isoe)-[a-z]+-[0-9]\.")
+_CHINA = ".amazonaws.com.cn"
 _PRINTABLE = re.compile(rb"[!-~]+")
 _TRIES = 3
 # A store that puts together or copies gigabytes may be silent meanwhile.
@@ -216,6 +217,9 @@ def _aws_partition(host: str) -> str:
     A bucket's name is its owner's in one partition alone: in another anybody may have a bucket of that name,
     and would be accepted there.
     """
+    if host.endswith(_CHINA):
+        # With or without a region.
+        return "aws-cn"
     found = _OTHER_PARTITION.search(host)
     return f"aws-{found[1]}" if found is not None else "aws"
 

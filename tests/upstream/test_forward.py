@@ -100,6 +100,13 @@ def test_a_bucket_of_that_name_in_another_partition_of_aws_may_be_anybody_s() ->
     alone = ForwardMap({"aws": TABLES.tables["aws"]})
     assert [alone.route(host) is None for host in hosts] == [False, True, True]
     assert alone.route("s3-us-gov-west-1.amazonaws.com") is None
+    for host in (
+        "s3.amazonaws.com.cn",
+        "cloud.s3.eu-west-1.amazonaws.com.cn",
+        "s3-us-gov-west-1.amazonaws.com.cn",
+    ):
+        assert alone.route(host) is None
+    assert ForwardMap({"gov": TABLES.tables["gov"]}).route("s3.us-gov-west-1.amazonaws.com.cn") is None
 
 
 class Response:
