@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from twisted.internet.task import Clock
 
 from delta_proxy.delta.catalog import LogCatalog
+from delta_proxy.delta.directory import UnusableDirectory
 from delta_proxy.delta.write_marks import WriteMarks, is_of_the_log
 from delta_proxy.upstream.client import ObjectStat
 
@@ -74,15 +77,31 @@ def test_a_mark_that_is_looked_for_before_the_first_write_is_nothing_and_hides_n
     assert here.of("one") == elsewhere.of("one") > 0
 
 
-def test_a_mark_set_between_a_look_and_its_beginning_stays(directory: Path) -> None:
+def test_a_mark_stays_when_another_process_starts(directory: Path) -> None:
     marks = WriteMarks(directory)
     marks.set("one")
     before = marks.of("one")
-    marks._begin(marks._file("one"))
-    assert marks.of("one") == before
+    assert WriteMarks(directory).of("one") == marks.of("one") == before
 
 
-def test_where_no_file_can_be_made_nothing_counts_as_written(directory: Path) -> None:
+def test_a_process_that_runs_already_sees_the_mark(directory: Path) -> None:
+    marks = WriteMarks(directory)
+    assert marks.of("one") == 0
+    code = "import pathlib, sys; from delta_proxy.delta.write_marks import WriteMarks as W;"
+    code += "W(pathlib.Path(sys.argv[1])).set('one')"
+    subprocess.run([sys.executable, "-c", code, str(directory)], check=True)
+    assert marks.of("one") > 0
+
+
+def test_a_mark_that_cannot_be_set_is_told(directory: Path) -> None:
     marks = WriteMarks(directory)
     shutil.rmtree(directory / "writes")
-    assert marks.of("one") == 0
+    with pytest.raises(OSError, match="marks"):
+        marks.set("one")
+
+
+def test_a_file_that_cannot_be_made_is_told_in_one_line(directory: Path) -> None:
+    (directory / "writes" / "marks").mkdir(parents=True)
+    (directory / "writes").chmod(0o700)
+    with pytest.raises(UnusableDirectory, match=r"cache\.directory: .*marks"):
+        WriteMarks(directory)
