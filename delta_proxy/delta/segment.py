@@ -11,6 +11,7 @@ import os
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from functools import lru_cache
 from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,12 @@ class Entry:
     offset: int | None = None
     size: int | None = None
     owner: str | None = None
+
+
+@lru_cache(maxsize=4096)
+def _entry(kind: FileKind, tuple_id: int, live: bool) -> Entry:
+    """An entry that is not of a deletion vector: the files of a partition share it."""
+    return Entry(kind, tuple_id, live)
 
 
 class _Paths:
@@ -124,7 +131,7 @@ class _Chunk:
         kind = _KINDS[self._kind_of[row]]
         tuple_id, live = self._tuple_of[row], self._live_of[row] != 0
         if kind is not FileKind.DELETION_VECTOR:
-            return Entry(kind, tuple_id, live)
+            return _entry(kind, tuple_id, live)
         offset, size = int(self._offset[row]), int(self._size[row])
         return Entry(
             kind,
@@ -208,7 +215,7 @@ class Segment:
         row = first = chunk.paths.bound(key, after=False)
         while row < chunk.rows and chunk.paths.key(row) == key:
             row += 1
-        return tuple(chunk.entry(found) for found in range(first, row))
+        return tuple([chunk.entry(found) for found in range(first, row)])
 
     def granted_among(self, keys: Collection[bytes], bits: Bits) -> tuple[set[bytes], set[bytes]]:
         """Of these paths, in UTF-8, those that one visible statement is about, and those to be looked at

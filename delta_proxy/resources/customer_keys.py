@@ -23,17 +23,17 @@ TOLD: Final = frozenset({f"{_KEY}algorithm", f"{_KEY}key-md5"})
 """What a store tells of the key."""
 
 _SOURCE: Final = "x-amz-copy-source-server-side-encryption-customer-"
-_ALL: Final = (*sorted(FIELDS), f"{_SOURCE}algorithm", f"{_SOURCE}key", f"{_SOURCE}key-md5")
+_ALL: Final = FIELDS | {f"{_SOURCE}algorithm", f"{_SOURCE}key", f"{_SOURCE}key-md5"}
 
 
 def brings_key(headers: Headers) -> bool:
     """Whether a read comes with a key, or part of one."""
-    return any(name in headers for name in FIELDS)
+    return not headers.lacks(FIELDS)
 
 
 def check_key_is_safe(headers: Headers, request: EdgeRequest) -> None:
     """Raises InvalidRequest for a key that came over plain HTTP from another host."""
-    if any(name in headers for name in _ALL) and not request.isSecure() and not _is_near(request):
+    if not headers.lacks(_ALL) and not request.isSecure() and not _is_near(request):
         raise InvalidRequest(
             "Requests specifying Server Side Encryption with Customer provided keys must be made over a "
             "secure connection."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote_plus
+from urllib.parse import quote as library_quote
 
 import pytest
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
@@ -19,11 +21,13 @@ from delta_proxy.s3.sigv4 import (
     EMPTY_SHA256,
     UNSIGNED_PAYLOAD,
     Credentials,
+    Signer,
     SigningKeys,
     canonical_query,
     object_path,
     presign,
     quote,
+    quote_path,
     sign,
     signing_key,
 )
@@ -213,3 +217,18 @@ def test_signing_keys_are_kept_and_the_least_recently_used_are_dropped() -> None
 
 def test_no_secret_is_in_a_repr() -> None:
     assert "hidden" not in repr(Credentials("AKID", "hidden-secret", "hidden-token"))
+
+
+@given(st.binary(max_size=64), st.text(max_size=300))
+def test_a_signer_gives_what_hmac_of_the_library_gives(key: bytes, text: str) -> None:
+    assert Signer(key)(text) == hmac.new(key, text.encode(), "sha256").hexdigest()
+
+
+def test_a_signer_takes_no_key_that_would_have_to_be_hashed_first() -> None:
+    with pytest.raises(ValueError, match="longer than a block"):
+        Signer(b"k" * 65)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_a_path_is_quoted_as_the_library_quotes_it(path: str) -> None:
+    assert quote_path(path) == library_quote(path, safe="/-._~")
