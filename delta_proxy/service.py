@@ -18,12 +18,11 @@ from importlib.metadata import version
 from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
-from twisted.application.internet import SSLServer, TCPServer
+from twisted.application.internet import TCPServer
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -60,6 +59,7 @@ from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.request import Addressing
 from delta_proxy.tls import UnusableCertificate, server_context
 from delta_proxy.upstream.agent import make_agent, make_pool, make_reads
+from delta_proxy.upstream.bulk_tls import BulkTLSFactory
 from delta_proxy.upstream.client import Upstream
 from delta_proxy.upstream.credentials import BotocoreCredentials, CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION
@@ -413,19 +413,16 @@ class ProxyService(MultiService):
 
     def _listen(self) -> None:
         config = self._config
-        context = None
+        factory: Any = self.site
         if config.tls is not None:
             context = server_context(config.tls.certificate, config.tls.private_key)
+            factory = BulkTLSFactory(context, False, self.site, self._reactor)
         if self._end is not None:
-            factory = self.site if context is None else TLSMemoryBIOFactory(context, False, self.site)
             listen = self._reactor.adoptStreamPort
             AdoptedPort(listen, self._end.given.listener, factory).setServiceParent(self)
             return
         where = {"backlog": _BACKLOG, "interface": config.interface}
-        if context is None:
-            TCPServer(config.port, self.site, **where).setServiceParent(self)
-        else:
-            SSLServer(config.port, self.site, context, **where).setServiceParent(self)
+        TCPServer(config.port, factory, **where).setServiceParent(self)
         if config.metrics_port is not None:
             operators = metrics_site(
                 reactor=self._reactor,

@@ -31,7 +31,7 @@ from delta_proxy.resources.edge_request import peer_host
 from delta_proxy.resources.head import check_beginning, method_of, parse_head, too_long
 from delta_proxy.s3.errors import EntityTooLarge, InvalidRequest, RequestTimeout, S3Error
 from delta_proxy.s3.xml import error_document
-from delta_proxy.upstream.http1 import plain_socket
+from delta_proxy.upstream.sockets import send_at_once
 
 if TYPE_CHECKING:
     from delta_proxy.resources.edge_request import EdgeRequest
@@ -238,18 +238,15 @@ class S3Channel(http.HTTPChannel):
         """The last byte of a lingering connection has been sent."""
 
     def send_at_once(self, data: bytes) -> None:
-        """Write, to the socket itself where nothing waits before it: a call of the system instead of four."""
-        plain = plain_socket(self.transport)
-        if plain is not None and not self._waitingForTransport and _holds_nothing(self.transport):
-            try:
-                sent = plain.send(data)
-            except OSError:
-                # Whatever it is, the transport will find it too.
-                sent = 0
-            if sent == len(data):
-                return
-            data = data[sent:]
-        self.transport.write(data)
+        """Write, to the socket itself where nothing waits before it."""
+        if self._waitingForTransport:
+            self.transport.write(data)
+        else:
+            send_at_once(self.transport, data)
+
+    def write(self, data: bytes) -> None:
+        """Body bytes of an answer."""
+        self.send_at_once(data)
 
     def pause_reading(self) -> None:
         """Take nothing more from the client for now."""
@@ -453,8 +450,3 @@ def output_marker(transport: Any) -> object:
     except (OSError, AttributeError):
         return held
     return (*held, struct.unpack("i", queued)[0])
-
-
-def _holds_nothing(transport: Any) -> bool:
-    """Whether what was written to a TCP transport has gone to its socket, and more may."""
-    return not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting)

@@ -32,7 +32,7 @@ from delta_proxy.s3.errors import (
     SlowDown,
 )
 from delta_proxy.s3.xml import error_document
-from delta_proxy.upstream.http1 import plain_socket
+from delta_proxy.upstream.sockets import plain_socket
 
 if TYPE_CHECKING:
     from delta_proxy.resources.channel import S3Channel

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.web.client import (
@@ -19,6 +19,7 @@ from twisted.web.http_headers import Headers as WireHeaders
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
+from delta_proxy.upstream.bulk_tls import BulkTLSFactory
 from delta_proxy.upstream.http1 import Origin, Pairs, ReadClient
 from delta_proxy.upstream.relay import drop
 from delta_proxy.upstream.retry import Timeouts, bounded
@@ -90,6 +91,21 @@ class _AbortingEndpoint:
         return connected.addCallback(_unwrapped)
 
 
+@implementer(IStreamClientEndpoint)
+class _TLSEndpoint:
+    """As Twisted's `wrapClientTLS` makes it, with the protocol that is made for bodies."""
+
+    def __init__(self, creator: Any, endpoint: IStreamClientEndpoint, clock: Any) -> None:
+        self._creator = creator
+        self._endpoint = endpoint
+        self._clock = clock
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
+        secure = BulkTLSFactory(self._creator, True, protocolFactory, self._clock)
+        connected = self._endpoint.connect(secure)
+        return connected.addCallback(_unwrapped)
+
+
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
     """`aborting` is for protocols that know no other way to end a connection than to stop its reading."""
@@ -107,7 +123,8 @@ class _Endpoints:
             self._reactor, uri.host, uri.port, timeout=self._timeout
         )
         if uri.scheme == b"https":
-            endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
+            creator = self._policy.creatorForNetloc(uri.host, uri.port)
+            endpoint = _TLSEndpoint(creator, endpoint, self._reactor)
         return _AbortingEndpoint(endpoint) if self._aborting else endpoint
 
 

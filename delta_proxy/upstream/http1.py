@@ -30,7 +30,6 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.tcp import Connection as TCPConnection
 from twisted.python.failure import Failure
 from twisted.web.client import URI, ResponseDone, ResponseFailed
 from twisted.web.http import PotentialDataLoss, _ChunkedTransferDecoder, _MalformedChunkedDataError
@@ -40,6 +39,7 @@ from zope.interface import implementer
 
 from delta_proxy.upstream.reply_head import END, BadReply, ReplyHead, check_incomplete, parse_reply_head
 from delta_proxy.upstream.retry import TookTooLong
+from delta_proxy.upstream.sockets import plain_socket
 
 Pairs = tuple[tuple[str, str], ...]
 Origin = tuple[str, str]
@@ -51,13 +51,6 @@ _SWEEP_SECONDS = 5.0
 _MOST_INTERIM = 16
 _DONE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
-
-
-def plain_socket(transport: object) -> socket.socket | None:
-    """The socket of a transport whose bytes go over the wire as they are; None for TLS and all else."""
-    if isinstance(transport, TCPConnection) and not transport.TLS and transport.connected:
-        return transport.getHandle()
-    return None
 
 
 def head_of(method: str, target: str, fields: Iterable[tuple[str, str]]) -> bytes:
