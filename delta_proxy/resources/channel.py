@@ -31,7 +31,7 @@ from delta_proxy.resources.edge_request import peer_host
 from delta_proxy.resources.head import check_beginning, method_of, parse_head, too_long
 from delta_proxy.s3.errors import EntityTooLarge, InvalidRequest, RequestTimeout, S3Error
 from delta_proxy.s3.xml import error_document
-from delta_proxy.upstream.sockets import send_at_once
+from delta_proxy.upstream.sockets import plain_socket, send_at_once
 
 if TYPE_CHECKING:
     from delta_proxy.resources.edge_request import EdgeRequest

@@ -18,9 +18,9 @@ from twisted.web.http_headers import Headers as WireHeaders
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from delta_proxy.upstream.http1 import plain_socket
 from delta_proxy.upstream.relay import drop
 from delta_proxy.upstream.retry import TookTooLong, bounded
+from delta_proxy.upstream.sockets import plain_socket
 
 Source = Callable[["Outgoing"], Coroutine[Deferred[Any], Any, None]]
 """Writes a body, of which each piece waits for the one before; returns after the last."""
