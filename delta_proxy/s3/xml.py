@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import repeat
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -64,12 +63,20 @@ class ListResult:
 
 @frozen
 class UpstreamPage:
-    """A page of a store's ListObjectsV2, its names decoded where the store had encoded them."""
+    """A page of a store's ListObjectsV2, its names decoded where the store had encoded them.
 
-    objects: tuple[ListedKey, ...]
+    The objects are in columns, as the fields of ListedKey are.
+    """
+
+    columns: tuple[list[str], list[int], list[str], list[str], list[str]]
     prefixes: tuple[str, ...]
     truncated: bool
     next_token: str | None
+
+    @property
+    def objects(self) -> tuple[ListedKey, ...]:
+        """The objects one by one."""
+        return tuple(map(ListedKey, *self.columns))
 
 
 @frozen
@@ -269,20 +276,19 @@ def _columns(entries: Sequence[ElementTree.Element], space: str) -> _Columns:
         raise MalformedDocument(f"an object in the listing without {error}") from None
 
 
-def _listed(columns: _Columns, encoded: bool) -> tuple[ListedKey, ...]:
+def _listed(columns: _Columns, encoded: bool) -> tuple[list[str], list[int], list[str], list[str], list[str]]:
+    """The columns of a page. Raises ValueError for a name or a size that is none."""
     names, sizes, etags, times, classes = columns
     assert names is not None
     assert sizes is not None
     assert times is not None
-    return tuple(
-        map(
-            ListedKey,
-            _decoded(names, encoded),
-            map(int, sizes),
-            repeat("") if etags is None else etags,
-            times,
-            repeat(_STANDARD) if classes is None else (each or _STANDARD for each in classes),
-        )
+    count = len(names)
+    return (
+        _decoded(names, encoded),
+        [int(size) for size in sizes],
+        [""] * count if etags is None else etags,
+        times,
+        [_STANDARD] * count if classes is None else [each or _STANDARD for each in classes],
     )
 
 

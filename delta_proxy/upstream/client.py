@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import attrs
@@ -591,28 +590,21 @@ class TableClient:
 
     def _list_page(self, page: xml.UpstreamPage) -> ListPage:
         root = self.location.key("")
-        outside = [key for key in (*map(_key, page.objects), *page.prefixes) if not key.startswith(root)]
+        names, sizes, etags, times, classes = page.columns
+        outside = [key for key in (*names, *page.prefixes) if not key.startswith(root)]
         if outside:
             _log.error(
                 "{uri}: the store lists {key}, which lies outside", uri=self.location.uri, key=outside[0]
             )
             raise InternalError()
         start = len(root)
-        objects = tuple(
-            [
-                ListedObject(key[start:], size, etag, modified, storage_class)
-                for key, size, etag, modified, storage_class in page.objects
-            ]
-        )
+        objects = tuple(map(ListedObject, [name[start:] for name in names], sizes, etags, times, classes))
         prefixes = tuple(prefix[start:] for prefix in page.prefixes)
         return ListPage(objects, prefixes, page.truncated, page.next_token)
 
     def _log_failure(self, what: str, error: Exception) -> None:
         reason = _reason(error)
         _log.warn("{uri}: {what}: {reason}", uri=self.location.uri, what=what, reason=reason)
-
-
-_key = attrgetter("key")
 
 
 @functools.lru_cache(maxsize=16)
