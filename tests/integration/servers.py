@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -118,10 +119,13 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def moto(folder: pathlib.Path) -> Iterator[Store]:
-    """moto in a process of its own. It checks no signature and closes each connection."""
+    """moto in a process of its own. It checks no signature and closes each connection.
+
+    It carries out one request after another: by itself two writers may both win a race for a name.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [script("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("one_by_one_moto.py")), str(port)]
     with running(
         command,
         log=folder / "moto.log",
