@@ -40,6 +40,8 @@ GRANTED: Final = VENUES[:20]
 """The half of the venues of the generated tables that the benchmarks grant."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _KEYS: Final = SigningKeys()
+_TWICE: Final = "-3"
+"""A niceness of about twice the weight of the usual one."""
 
 
 @attrs.frozen
@@ -73,6 +75,15 @@ def usage(pid: int) -> Usage:
             cpu += sum(int(ticks) for ticks in fields[11:15]) / _TICKS
             peak += memory(each, "VmHWM")
     return Usage(cpu, peak)
+
+
+def weigh_as_two(pid: int) -> None:
+    """Give the session of a process the weight of two (sched(7), autogroup): Linux shares processors among
+    sessions first, so that two workers of one proxy would have as much as one worker of another. Where this
+    may not be done, nothing is.
+    """
+    with contextlib.suppress(OSError):
+        pathlib.Path(f"/proc/{pid}/autogroup").write_text(_TWICE)
 
 
 def memory(pid: int, kind: str) -> int:

@@ -34,6 +34,7 @@ from bench.harness import (
     memory,
     sample,
     tree,
+    weigh_as_two,
     wrk,
 )
 
@@ -52,6 +53,7 @@ def run(lab: Lab) -> Report:
         lab.proxy("one more", grants=grants, tables=tables) as more,
         lab.proxy("two workers", grants=grants, tables=tables, workers=2) as two,
     ):
+        weigh_as_two(two.pids["proxy"])
         single = _answering(one, [one], [one.pids["proxy"]])
         pair = _answering(two, [two], tree(two.pids["proxy"])[1:])
         apart = _answering(
