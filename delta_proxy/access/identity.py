@@ -14,6 +14,9 @@ from delta_proxy.access.policy import Grant
 class AuthKind(Enum):
     """How a principal showed who it is."""
 
+    # Enum hashes its name anew each time; members are equal only to themselves.
+    __hash__ = object.__hash__
+
     ANONYMOUS = "anonymous"
     SIGV4 = "sigv4"
     PRESIGNED = "presigned"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -130,16 +130,28 @@ def original(table: TableViews, path: str, stat: ObjectStat, defer_to_pool: Defe
     return key, make
 
 
-@contextmanager
-def _translated(table: TableViews, path: str) -> Iterator[None]:
-    """What goes wrong with a file's content, as the answer it leads to."""
-    try:
-        yield
-    except Replaced:
-        raise ServiceUnavailable() from None
-    except (ViewError, LogError) as error:
-        _log.error("{table}: {path}: {error}", table=table.identity, path=path, error=str(error))
-        raise RefusedView(Reason.UNREADABLE_LOG) from None
+class _Translated:
+    """What goes wrong with a file's content, as the answer it leads to.
+
+    A class: each read of the log enters it twice, and a generator costs three times as much.
+    """
+
+    __slots__ = ("_path", "_table")
+
+    def __init__(self, table: TableViews, path: str) -> None:
+        self._table, self._path = table, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Replaced):
+            raise ServiceUnavailable() from None
+        if isinstance(error, ViewError | LogError):
+            _log.error(
+                "{table}: {path}: {error}", table=self._table.identity, path=self._path, error=str(error)
+            )
+            raise RefusedView(Reason.UNREADABLE_LOG) from None
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -216,7 +228,7 @@ class LogViews:
         table = self._tables[alias]
         stat = await self._stat(table, path)
         key, make = original(table, path, stat, self._defer_to_pool)
-        with _translated(table, path):
+        with _Translated(table, path):
             return ViewedFile(await self._content(key, make, "log"), stat.etag, stat.last_modified)
 
     async def log_file(self, alias: str, grant: Grant, path: str, known: str | None = None) -> ViewedFile:
@@ -232,7 +244,7 @@ class LogViews:
             return await self._last_checkpoint(table, known or await self.key(alias, grant))
         stat, now = await self._stat(table, path), self._now()
         make = partial(self._rewrite, alias, grant, file, stat, now)
-        with _translated(table, path):
+        with _Translated(table, path):
             key = await self._key_of(alias, grant, file, stat, now, known)
             content = await self._view(view_name(table, path, stat, key), make)
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
@@ -253,14 +265,14 @@ class LogViews:
             async with self._raw(table, path, stat) as original:
                 await self._defer_to_pool(_write_masked, original, target, shown)
 
-        with _translated(table, path):
+        with _Translated(table, path):
             content = await self._content(view_name(table, path, stat, key), make, "view")
         return ViewedFile(content, derived_etag(stat.etag, key), stat.last_modified)
 
     async def key(self, alias: str, grant: Grant) -> str:
         """The key of a grant's view at this moment. Raises RefusedView when the table is closed to it."""
         self._begin_ahead(alias, grant)
-        with _translated(self._tables[alias], LOG_DIRECTORY):
+        with _Translated(self._tables[alias], LOG_DIRECTORY):
             return self._key(alias, await self._cache.complete(alias), grant, self._now())
 
     def _begin_ahead(self, alias: str, grant: Grant) -> None:
@@ -309,7 +321,7 @@ class LogViews:
         if not grant.is_relative and file.kind not in KINDS:
             return known or await self.key(alias, grant)
         self._begin_ahead(alias, grant)
-        with _translated(self._tables[alias], file.path):
+        with _Translated(self._tables[alias], file.path):
             return self._key(alias, await self._index_with(alias, file, stat), grant, now)
 
     def _key(self, alias: str, index: TableIndex, grant: Grant, now: datetime) -> str:
