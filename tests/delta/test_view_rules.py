@@ -298,7 +298,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "visibility: of the data the granted files are listed": (
         "delta.visibility",
-        ("item.path not in unserved and self.mask.allows(entries)", "item.path not in unserved"),
+        ("for item in data if item.path in granted", "for item in data"),
     ),
     "visibility: log files are listed under the ETags of the view": (
         "delta.visibility",
@@ -334,7 +334,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "listing: what is not shown is not listed": (
         "delta.visibility",
-        ("item.path not in unserved and self.mask.allows(entries)", "item.path not in unserved"),
+        ("for item in data if item.path in granted", "for item in data"),
     ),
     "listing: what is not served is not listed": (
         "delta.visibility",
