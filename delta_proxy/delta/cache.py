@@ -269,10 +269,11 @@ class _Table:
         if index is None or self._mark(self.place.identity) != self._marked:
             return None
         age = self._clock.seconds() - self._right_at
-        if age < self._ttl:
+        # An index of the future is of a clock that was set back since: who knows how old it is.
+        if 0 <= age < self._ttl:
             return index
         self._listing_to_come(_REFRESH_SECONDS)
-        return index if age < 2 * self._ttl else None
+        return index if 0 <= age < 2 * self._ttl else None
 
     async def refreshed(self, min_interval: float) -> TableIndex:
         """The index as of a listing that began after this call."""
@@ -327,7 +328,8 @@ class _Table:
             before.wait().addBoth(ended.callback)
             await ended
         wait = self._listed_at + min_interval - self._clock.seconds()
-        await deferLater(self._clock, max(0.0, wait))
+        # Never longer, though the clock be set back.
+        await deferLater(self._clock, min(max(0.0, wait), min_interval))
         self._listing, self._next_listing = self._next_listing, None
         self._listed_at = self._clock.seconds()
         return await self._locked(self._advance)

@@ -233,6 +233,16 @@ def test_an_index_nobody_asked_for_in_a_long_time_is_brought_up_to_date_before_i
     assert (index.version, len(index.lookup("x"))) == (1, 2)
 
 
+def test_a_clock_that_is_set_back_neither_keeps_an_index_young_nor_a_request_waiting(bench: Bench) -> None:
+    result_of(bench.cache.table("trades"))
+    bench.commit(1, add("y", p="a"))
+    bench.clock.rightNow -= 3_600
+    index = bench.after(bench.cache.table("trades"))
+    assert (index.version, bench.cache.at_hand("trades")) == (1, index)
+    bench.clock.rightNow -= 3_600
+    assert bench.refreshed().version == 1
+
+
 def test_an_index_that_could_not_be_refreshed_for_a_long_time_is_an_error(bench: Bench) -> None:
     result_of(bench.cache.table("trades"))
     bench.log.failure = ServiceUnavailable()
