@@ -41,6 +41,8 @@ _LONGEST = (
     "integration/test_service.py",
     "integration/test_workers.py",
     "delta/view/test_property.py",
+    "delta/test_view_rules.py",
+    "admin/test_running.py",
     "delta/test_view_property.py",
 )
 _ROOT = pathlib.Path(__file__).parent
