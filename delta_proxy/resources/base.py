@@ -232,6 +232,10 @@ async def send(request: EdgeRequest, answer: AnyAnswer) -> None:
     if isinstance(answer, Stored):
         await _send_stored(request, answer)
         return
+    whole = answer.upstream.take_whole()
+    if whole is not None:
+        request.answer_whole(answer.status, answer.headers, whole)
+        return
     _begin(request, answer.status, answer.headers)
     await answer.upstream.send_body(request)
     request.finish()

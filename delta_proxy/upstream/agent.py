@@ -28,6 +28,10 @@ from delta_proxy.upstream.retry import Timeouts, bounded
 _KEEP_SECONDS = 55
 
 
+WHOLE = 64 * 1024
+"""Bodies of up to so many bytes are waited for: in one piece with the head, they need no relay."""
+
+
 class Reads(Protocol):
     """Sends GET and HEAD, which may be repeated."""
 
@@ -180,12 +184,17 @@ def make_reads(
     *,
     clock: IReactorTime | None = None,
     connections: int = 256,
+    whole: int = WHOLE,
     timeouts: Timeouts | None = None,
     policy: IPolicyForHTTPS | None = None,
 ) -> ReadClient:
     """A client for reads that keeps up to `connections` idle connections an origin; trust as `make_agent`
-    has it. Its own timers are the clock's, if one is given.
+    has it. Its own timers are the clock's, if one is given. Bodies of up to `whole` bytes come with their
+    head.
     """
     return ReadClient(
-        clock or reactor, _endpoints(reactor, timeouts, policy, aborting=False), connections=connections
+        clock or reactor,
+        _endpoints(reactor, timeouts, policy, aborting=False),
+        connections=connections,
+        whole=whole,
     )

@@ -159,6 +159,8 @@ class _Exchange:
 
     def _expired(self) -> None:
         self._timer = None
+        if self.connection is not None and self.connection.hand_over():
+            return
         self._give_up(TookTooLong(f"nothing within {self._seconds} s"))
 
     def _cancel(self, _: Deferred[IResponse]) -> None:
@@ -176,12 +178,19 @@ class _Exchange:
 
 class ReadClient:
     """Sends reads over at most `connections` kept connections an origin; how many are in use is the caller's
-    to bound. An idle one is closed after 55 seconds.
+    to bound. An idle one is closed after 55 seconds. A body of at most `whole` bytes is waited for with its
+    head; what of it has not come when the time is over is left to whoever takes the body.
     """
 
     def __init__(
-        self, clock: IReactorTime, endpoints: IAgentEndpointFactory, *, connections: int = 256
+        self,
+        clock: IReactorTime,
+        endpoints: IAgentEndpointFactory,
+        *,
+        connections: int = 256,
+        whole: int = 0,
     ) -> None:
+        self.whole = whole
         self._clock = clock
         self._endpoints = endpoints
         self._most = connections
@@ -321,6 +330,7 @@ class Connection(Protocol):
         self._interim = 0
         self._buffer = b""
         self._in_body = False
+        self._gathered: tuple[_Exchange, ReplyHead] | None = None
         self._receiver: IProtocol | None = None
         self._lost: Failure | None = None
         self._held = b""
@@ -374,6 +384,7 @@ class Connection(Protocol):
         if self._in_body and self._receiver is None:
             # TLS hands on every record of one read, paused or not: they are kept for whoever takes the body.
             self._held += data
+            self._gather()
         elif self._in_body:
             self._take(data)
         elif (exchange := self._exchange) is not None:
@@ -406,6 +417,7 @@ class Connection(Protocol):
             if self._receiver is not None:
                 # Without one, what is held goes first to whoever takes the body.
                 self._end_lost()
+            self.hand_over()
 
     def abort(self) -> None:
         """Reset the connection. Who waits for a head is told, who takes a body is not."""
@@ -413,6 +425,9 @@ class Connection(Protocol):
             return
         self._gone = True
         exchange, self._exchange = self._exchange, None
+        gathered, self._gathered = self._gathered, None
+        if gathered is not None:
+            exchange = gathered[0]
         if exchange is not None:
             exchange.fail(Failure(ConnectionAborted()))
         self._in_body = False
@@ -521,9 +536,31 @@ class Connection(Protocol):
         self._held = rest
         self._remaining = length
         self._decoder = _ChunkedTransferDecoder(self._pass_on, self._body_over) if head.chunked else None
+        self._gathered = exchange, head
+        if length is None or length > self._client.whole:
+            self.hand_over()
+
+    def hand_over(self) -> bool:
+        """Answer the request whose body was waited for with what there is of it; whether there is one."""
+        gathered, self._gathered = self._gathered, None
+        if gathered is None:
+            return False
+        exchange, head = gathered
         exchange.answer(Reply(head, self, None))
         if self._in_body and self._receiver is None:
             self.pauseProducing()
+        return True
+
+    def _gather(self) -> None:
+        """A body that is waited for with its head is answered as one that came with it."""
+        length = self._remaining
+        if self._gathered is None or length is None or len(self._held) < length:
+            return
+        (exchange, head), self._gathered = self._gathered, None
+        body, extra = self._held[:length], self._held[length:]
+        self._held, self._in_body = b"", False
+        self._release(extra)
+        exchange.answer(Reply(head, None, body))
 
     def _take(self, data: bytes) -> None:
         if self._decoder is not None:

@@ -186,6 +186,16 @@ class UpstreamResponse:
         finally:
             self._finish()
 
+    def take_whole(self) -> bytes | None:
+        """The body, when all of it is here: it counts as sent, and `send_body` must not be called then."""
+        whole: bytes | None = getattr(self._response, "whole", None)
+        if self._started or self.bodiless or not whole:
+            return None
+        self._started = True
+        self.received(len(whole))
+        self._finish()
+        return whole
+
     def discard(self) -> None:
         """Give up a body nobody wants: a connection with bytes on it is aborted, an idle one stays in the
         pool.

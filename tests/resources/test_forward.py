@@ -50,6 +50,9 @@ class StoresAnswer:
     def discard(self) -> None:
         self.discarded = True
 
+    def take_whole(self) -> bytes | None:
+        return None
+
     async def send_body(self, consumer: Any) -> int:
         consumer.write(self._body)
         return len(self._body)

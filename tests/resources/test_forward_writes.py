@@ -55,6 +55,9 @@ class Answered:
     def discard(self) -> None:
         self.given_up = True
 
+    def take_whole(self) -> bytes | None:
+        return None
+
     async def send_body(self, consumer: Any) -> int:
         return 0
 

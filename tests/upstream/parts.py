@@ -66,7 +66,8 @@ class Notes:
 class Rig:
     """An Upstream over real sockets; `close` ends what it holds open.
 
-    Objects are read by the lean client, or by Twisted's agent.
+    Objects are read by the lean client, or by Twisted's agent. Small bodies are streamed as large ones are,
+    unless `whole` says which come with their head.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Rig:
         in_flight: int = 16,
         queue: int = 16,
         random: Callable[[], float] = lambda: 0.0,
+        whole: int = 0,
     ) -> None:
         self.notes = Notes()
         self.pool: HTTPConnectionPool = make_pool(reactor)
-        self.reads: ReadClient | None = make_reads(reactor, clock=clock) if lean else None
+        self.reads: ReadClient | None = make_reads(reactor, clock=clock, whole=whole) if lean else None
         self.upstream = Upstream(
             make_agent(reactor, self.pool),
             clock or reactor,

@@ -75,10 +75,10 @@ class Body(Protocol):
 class Lab:
     """A client over transports in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: int = 0) -> None:
         self.clock = Clock()
         self.endpoints = Endpoints()
-        self.client = ReadClient(self.clock, self.endpoints, connections=2)  # type: ignore[arg-type]
+        self.client = ReadClient(self.clock, self.endpoints, connections=2, whole=whole)  # type: ignore[arg-type]
 
     def ask(self, method: str = "GET", *, at_once: bool = True) -> Asked:
         """Send a request."""
@@ -380,6 +380,76 @@ def test_an_answer_that_does_not_come_is_waited_for_only_so_long() -> None:
 
     assert isinstance(asked.failure, TookTooLong)
     assert lab.lines[0][1].aborted
+
+
+@given(st.binary(min_size=1, max_size=40), st.lists(st.integers(0, 200), max_size=6))
+def test_a_small_body_is_waited_for_and_comes_with_its_head(body: bytes, cuts_at: list[int]) -> None:
+    lab = Lab(whole=40)
+    asked = lab.ask(at_once=False)
+    connection, wire = lab.lines[0]
+    for piece in pieces(answer(body)[:-1], cuts_at):
+        connection.dataReceived(piece)
+    assert asked.status is None
+    connection.dataReceived(answer(body)[-1:])
+    other = lab.ask()
+    connection.dataReceived(answer(b"of another"))
+    asked.take()
+
+    assert (asked.body.data, asked.whole) == (body, True)
+    assert (other.body.data, len(lab.lines), wire.aborted) == (b"of another", 1, False)
+
+
+def test_bytes_behind_a_body_that_was_waited_for_end_the_connection() -> None:
+    lab = Lab(whole=40)
+    asked = lab.ask()
+    connection, wire = lab.lines[0]
+    connection.dataReceived(answer(b"mine")[:-1])
+    connection.dataReceived(b"e" + answer(b"not asked for"))
+
+    assert (asked.body.data, asked.whole, wire.aborted) == (b"mine", True, True)
+
+
+def test_a_small_body_that_is_cut_while_it_is_waited_for_is_left_to_who_takes_it() -> None:
+    lab = Lab(whole=40)
+    asked = lab.ask()
+    connection, _ = lab.lines[0]
+    connection.dataReceived(answer(b"mine")[:-1])
+    connection.connectionLost(Failure(ConnectionDone()))
+
+    assert (asked.status, asked.body.data, asked.whole) == (200, b"min", False)
+    assert asked.body.end is not None
+    assert len(lab.lines) == 1
+
+
+def test_a_small_body_is_waited_for_only_so_long() -> None:
+    lab = Lab(whole=40)
+    asked = lab.ask()
+    connection, wire = lab.lines[0]
+    connection.dataReceived(answer(b"mine")[:-1])
+    lab.clock.advance(30)
+    assert (asked.status, asked.body.data, asked.body.end) == (200, b"min", None)
+    connection.dataReceived(b"e")
+
+    assert (asked.body.data, asked.whole, wire.aborted) == (b"mine", True, False)
+
+
+def test_a_request_that_is_cancelled_while_its_body_is_waited_for_ends_its_connection() -> None:
+    lab = Lab(whole=40)
+    answered = lab.client.request("GET", ORIGIN, "/", (), 30)
+    answered.addErrback(lambda _: None)
+    lab.lines[0][0].dataReceived(answer(b"mine")[:-1])
+    answered.cancel()
+
+    assert lab.lines[0][1].aborted
+    assert lab.clock.getDelayedCalls() == []
+
+
+def test_a_larger_body_is_not_waited_for() -> None:
+    lab = Lab(whole=3)
+    asked = lab.ask(at_once=False)
+    lab.lines[0][0].dataReceived(answer(b"mine")[:-1])
+
+    assert asked.status == 200
 
 
 def test_a_closed_client_keeps_nothing() -> None:

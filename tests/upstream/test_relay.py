@@ -380,6 +380,20 @@ async def test_a_discarded_answer_without_a_body_leaves_its_connection_too(
 
 
 @in_reactor
+async def test_a_small_body_that_is_here_is_taken_once_and_gives_its_place_back(
+    make_rig: MakeRig, make_store: MakeStore
+) -> None:
+    small = b"s" * 4096
+    rig = make_rig(lean=True, whole=len(small))
+    table = rig.table(make_store(sends(answer(small))).endpoint)
+    response = await table.open("GET", "x")
+    assert table.slots.in_flight == 1
+
+    assert response.take_whole() == small
+    assert (response.sent, response.take_whole(), table.slots.in_flight) == (len(small), None, 0)
+
+
+@in_reactor
 async def test_abort_after_the_end_does_not_touch_a_connection_that_serves_others(
     rig: Rig, make_store: MakeStore
 ) -> None:
