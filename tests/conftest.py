@@ -49,10 +49,13 @@ _ROOT = pathlib.Path(__file__).parent
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, in the order above."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The files that take longest first, in the order above; more cases have more time."""
     places = {_ROOT / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    if config.getoption("--long"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(_LONG * float(config.getini("timeout"))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
