@@ -15,6 +15,13 @@ from .servers import ended
 from .tools import RUN, UNTIL, Step, Tool, Unavailable
 
 
+@pytest.fixture(autouse=True)
+def _not_the_run_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that this very run has for its tools may be over."""
+    for name in (RUN, UNTIL):
+        monkeypatch.delenv(name, raising=False)
+
+
 def note(folder: pathlib.Path, run: Step) -> None:
     """A build that takes a while, and leaves a line beside its folder."""
     with (folder.parent / "builds").open("a") as log:

@@ -261,7 +261,8 @@ def test_a_lost_race_is_told_as_the_store_tells_it(proxy: Proxy) -> None:
 
 
 @pytest.mark.slow
-def test_every_worker_shows_at_once_what_was_written(gateway_store: Store, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("store", ["versitygw"], indirect=True)
+def test_every_worker_shows_at_once_what_was_written(store: Store, tmp_path: pathlib.Path) -> None:
     restricted = {
         "accessKey": "AKREADER",
         "secretKey": "secret-of-reader",
@@ -269,14 +270,14 @@ def test_every_worker_shows_at_once_what_was_written(gateway_store: Store, tmp_p
     }
     writer = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY, "allowedPartitions": {ALIAS: [{}]}}
     config = servers.configuration(
-        gateway_store,
+        store,
         workers=2,
         tableMapping={ALIAS: STORED},
         readOnly=False,
         logView="filtered",
         users={"writer": writer, "reader": restricted},
     )
-    with servers.proxy(gateway_store, config, tmp_path) as proxy:
+    with servers.proxy(store, config, tmp_path) as proxy:
         reader = attrs.evolve(proxy, access_key="AKREADER", secret_key="secret-of-reader")
         for turn in range(6):
             part = "abc"[turn % 3]
