@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import attrs
+
 from delta_proxy.access.audit import AuditLog, AuditRecord, AuditUnavailable, Place
 from delta_proxy.resources.server import REFUSED, RequestRecord
 
@@ -12,11 +14,13 @@ _NOBODY = "-"
 
 
 def record_decision(record: RequestRecord, now: datetime, audit: AuditLog | None) -> None:
-    """Write the line; a request without a decision gives its place in the log back.
+    """Write the line, or one for each table; a request without a decision gives its place back.
 
     What was refused before it had a place gets one now: a request that could not be understood. Where none is
     free its line is lost, and nothing else: no such request is ever answered with anything but its error.
     """
+    for earlier in record.note.before:
+        record_decision(attrs.evolve(record, note=earlier), now, audit)
     place = record.note.place
     if place is None and audit is not None and record.note.decision == REFUSED:
         place = _free_place(audit)

@@ -167,7 +167,10 @@ class S3Resource(Resource):
         name = self.s3.key or self.s3.param("prefix")
         if not name or self.s3.bucket != self.services.settings.addressing.bucket:
             return
-        alias, path = split_key(name)
+        self.describe_path(*split_key(name), principal, request)
+
+    def describe_path(self, alias: str, path: str | None, principal: Principal, request: EdgeRequest) -> None:
+        """`describe` for a path of a table."""
         opened = self.services.gate.open(principal, alias)
         grant = opened.grant.fingerprint if isinstance(opened, GrantedTable) else None
         values = self.services.partitions(alias, path or "")

@@ -10,11 +10,11 @@ import attrs
 
 from delta_proxy.access.identity import Principal
 from delta_proxy.access.writing import writing_barred
-from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource, annotate
+from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource
 from delta_proxy.resources.bodies import whole
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.writes import body_of
-from delta_proxy.resources.writing import Writing, admitted
+from delta_proxy.resources.writing import Writing, admitted, line_for_each
 from delta_proxy.s3 import errors, write_xml
 from delta_proxy.s3.checksums import encoded
 from delta_proxy.s3.errors import (
@@ -58,17 +58,24 @@ class BulkResource(S3Resource):
             raise InvalidRequest("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
         body, _ = await whole(request, payload, request.site.limits.body)
         asked = write_xml.parse_delete(body)
-        tables, outcomes = _by_alias(asked.keys), dict[str, Deleted]()
-        if len(tables) == 1:
-            alias, path = split_key(_common_beginning(asked.keys))
-            annotate(request, table=alias, path=path)
-        for alias, keys in tables.items():
-            outcomes.update(await self._delete_of(principal, alias, keys, request))
+        tables, outcomes = self._by_table(asked.keys), dict[str, Deleted]()
+        paths = {alias: keys.values() for alias, keys in tables.items()}
+        for alias in line_for_each(self, principal, paths, request):
+            outcomes.update(await self._delete_of(principal, alias, tables[alias], request))
         told = [outcomes[key] for key in dict.fromkeys(asked.keys)]
         return Answer(200, XML, write_xml.delete_result(told, quiet=asked.quiet))
 
+    def _by_table(self, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The keys by alias, each with its path; those beside all tables stand together under ""."""
+        found: dict[str, dict[str, str]] = {}
+        for key in dict.fromkeys(keys):
+            alias, path = split_key(key)
+            table, within = (alias, path or "") if alias in self.services.tables else ("", key)
+            found.setdefault(table, {})[key] = within
+        return found
+
     async def _delete_of(
-        self, principal: Principal, alias: str, keys: list[str], request: EdgeRequest
+        self, principal: Principal, alias: str, keys: Mapping[str, str], request: EdgeRequest
     ) -> dict[str, Deleted]:
         """What became of the keys of one table; one that is closed refuses each of its own."""
         try:
@@ -77,9 +84,9 @@ class BulkResource(S3Resource):
         except AccessDenied as error:
             return {key: Deleted(key, error.code, error.default_message) for key in keys}
 
-    async def _deleted(self, writer: TableWriter, alias: str, keys: list[str]) -> dict[str, Deleted]:
+    async def _deleted(self, writer: TableWriter, alias: str, keys: Mapping[str, str]) -> dict[str, Deleted]:
         outcomes = {key: Deleted(key) for key in keys}
-        paths = {key: path for key in keys if (path := split_key(key)[1])}
+        paths = {key: path for key, path in keys.items() if path}
         stored: dict[str, str] = {}
         for key, path in paths.items():
             try:
@@ -194,19 +201,6 @@ def _as_asked(page: UploadPage, stored_root: str, root: str) -> UploadPage:
         own(page.next_key) if page.next_key else "",
         page.next_upload_id,
     )
-
-
-def _common_beginning(keys: tuple[str, ...]) -> str:
-    first, last = min(keys), max(keys)
-    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    return first[: next(differ, len(first))]
-
-
-def _by_alias(keys: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for key in dict.fromkeys(keys):
-        found.setdefault(split_key(key)[0], []).append(key)
-    return found
 
 
 def _outcome(key: str, code: str) -> Deleted:

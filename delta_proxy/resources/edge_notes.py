@@ -44,8 +44,8 @@ class RequestNote:
 
     It is filled in while the request is answered: several times a request, so it is no frozen value.
     `decision` is "allowed", or a word for why not; `reason` says more. `copied_from` is the source of a copy,
-    alias and path. `place` is the request's place in the
-    audit log, None without one.
+    alias and path. `place` is the request's place in the audit log, None without one. `before` are the notes
+    of the tables that the request was about before this one, each with a place of its own.
     """
 
     operation: str = ""
@@ -62,6 +62,7 @@ class RequestNote:
     partitions: tuple[Mapping[str, str | None], ...] = ()
     grant: str | None = None
     place: Place | None = None
+    before: tuple[RequestNote, ...] = ()
 
 
 @frozen

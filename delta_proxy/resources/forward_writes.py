@@ -15,7 +15,7 @@ from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.resources.base import AnyAnswer, annotate
 from delta_proxy.resources.bodies import whole
 from delta_proxy.resources.server import EdgeRequest
-from delta_proxy.resources.writing import admitted
+from delta_proxy.resources.writing import admitted, by_alias, line_for_each
 from delta_proxy.s3 import write_xml
 from delta_proxy.s3.copying import HEADER as COPY_SOURCE
 from delta_proxy.s3.copying import copy_source
@@ -63,7 +63,7 @@ class ForwardedWrite:
             if upstream.status not in _UNDONE:
                 await self._tell(paths)
             if upstream.status >= 300:
-                annotate(self._request, decision="refused", reason=f"the store answered {upstream.status}")
+                self._refused_by_store(upstream.status)
             return self._resource.handed_on(upstream)
         except BaseException:
             upstream.discard()
@@ -117,12 +117,18 @@ class ForwardedWrite:
         body, _ = await whole(self._request, payload, self._request.site.limits.body, wire)
         write_xml.check_plain(body)
         paths = [await self._admitted(principal, key) for key in write_xml.parse_delete(body).keys]
+        for _ in line_for_each(self._resource, principal, by_alias(paths), self._request):
+            annotate(self._request, decision="allowed")
         return paths, partial(_as_it_came, b"".join(wire))
+
+    def _refused_by_store(self, status: int) -> None:
+        note = self._request.note
+        for each in (*note.before, note):
+            each.decision, each.reason = "refused", f"the store answered {status}"
 
     async def _tell(self, paths: list[tuple[str, str]]) -> None:
         if self._services.writing is not None:
-            for alias in {alias for alias, _ in paths}:
-                written = (path for each, path in paths if each == alias)
+            for alias, written in by_alias(paths).items():
                 await self._services.writing.written(alias, *written)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import attrs
 from twisted.logger import Logger
@@ -12,7 +12,7 @@ from delta_proxy.access.writing import Bar, writing_barred
 from delta_proxy.delta.commit_probe import CommitProbes
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.delta.write_marks import is_of_the_log
-from delta_proxy.resources.base import annotate
+from delta_proxy.resources.base import S3Resource, annotate
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import AccessDenied, MethodNotAllowed
@@ -46,6 +46,41 @@ class Writing:
                 _log.error(
                     "{alias}: its log is not marked as written to: {error}", alias=alias, error=str(error)
                 )
+
+
+def line_for_each(
+    resource: S3Resource, principal: Principal, tables: Mapping[str, Collection[str]], request: EdgeRequest
+) -> Iterator[str]:
+    """The aliases of the paths that a request is about; what is decided meanwhile is told of that table.
+
+    Each gets a line in the audit log, with the common beginning of its paths. Raises AuditUnavailable.
+    """
+    audit = resource.services.audit
+    for number, (alias, paths) in enumerate(tables.items()):
+        note = request.note
+        if number:
+            place = None if audit is None else audit.reserve()
+            note.before = (*note.before, attrs.evolve(note, before=()))
+            annotate(request, place=place, decision="", reason="")
+        annotate(request, table="", path=common_beginning(paths), grant=None, partitions=())
+        if alias:
+            resource.describe_path(alias, note.path or "", principal, request)
+        yield alias
+
+
+def by_alias(located: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The paths by the aliases that stand before them, in order."""
+    found: dict[str, list[str]] = {}
+    for alias, path in located:
+        found.setdefault(alias, []).append(path)
+    return found
+
+
+def common_beginning(texts: Collection[str]) -> str:
+    """What all of them begin with."""
+    first, last = min(texts), max(texts)
+    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(differ, len(first))]
 
 
 def let_in(services: Services, principal: Principal, alias: str, request: EdgeRequest) -> Writing:

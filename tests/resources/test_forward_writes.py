@@ -21,7 +21,7 @@ from delta_proxy.config import AuthMode, GetMode
 from delta_proxy.delta.gate import GrantedTable, Refused
 from delta_proxy.resources.forward import Forwarding
 from delta_proxy.resources.root import RootResource
-from delta_proxy.resources.server import S3Site
+from delta_proxy.resources.server import RequestNote, S3Site
 from delta_proxy.resources.services import Anonymous, Services, Settings
 from delta_proxy.resources.writing import Writing
 from delta_proxy.s3.errors import ServiceUnavailable
@@ -35,7 +35,7 @@ from tests.s3.wire import ADDRESSING, NOW, REGION, Pairs
 HOST = "store.test:9000"
 COMMIT = "/lake/t/a/_delta_log/1.json"
 LOCATIONS = {
-    alias: TableLocation("lake", f"t/{alias}", StoreConfig(f"http://{HOST}")) for alias in ("a", "b")
+    alias: TableLocation("lake", f"t/{alias}", StoreConfig(f"http://{HOST}")) for alias in ("a", "b", "c")
 }
 USERS = [
     ConfiguredUser("alice", "AKALICE", Secret("not the store's")),
@@ -88,10 +88,10 @@ class _Body:
 
 
 class GateOfA:
-    """Everybody has everything of `a`, a part of `b`."""
+    """Everybody has everything of `a` and `c`, a part of `b`."""
 
     def open(self, principal: Principal, alias: str) -> GrantedTable | Refused:
-        if alias == "a":
+        if alias in {"a", "c"}:
             return GrantedTable(alias, EVERYTHING)
         return GrantedTable(alias, parse_filters([{"p": "x"}])) if alias == "b" else Refused(Reason.NO_GRANT)
 
@@ -118,6 +118,7 @@ def ask(
     read_only: bool = False,
     chunked: bool = False,
     mark: Callable[[str], None] | None = None,
+    notes: list[RequestNote] | None = None,
 ) -> tuple[int, list[str]]:
     """The status of a signed request in absolute form, and the aliases that were told to have changed."""
     told: list[str] = []
@@ -141,7 +142,8 @@ def ask(
         writing=writing,
         partitions=lambda alias, path: (),
     )
-    site = S3Site(RootResource(services), reactor=Clock())
+    finished = None if notes is None else lambda record: notes.extend((*record.note.before, record.note))
+    site = S3Site(RootResource(services), reactor=Clock(), on_finished=finished)
     credentials = Credentials(key, "s")
     added = sign(method, HOST, path, query, extra, UNSIGNED_PAYLOAD, credentials, REGION, NOW, SigningKeys())
     target = f"http://{HOST}{path}" + (f"?{canonical_query(query)}" if query else "")
@@ -172,7 +174,7 @@ def test_a_write_goes_to_the_store_as_it_came(chunked: bool) -> None:
     ("options", "status"),
     [
         ({"path": "/lake/t/b/x"}, 403),
-        ({"path": "/lake/t/c/x"}, 403),
+        ({"path": "/lake/t/d/x"}, 403),
         ({"path": "/lake/x"}, 403),
         ({"path": "/pond/t/a/x"}, 403),
         ({"path": "/lake/t/a/../b/x"}, 404),
@@ -233,6 +235,15 @@ def test_keys_that_may_be_deleted_are_deleted_together() -> None:
     store, body = Store(), deletion("t/a/x", "t/a/_delta_log/1.json")
     assert ask(store, "POST", "/lake", body, query=(("delete", ""),)) == (200, ["a"])
     assert store.writes[0][2] == body
+
+
+@pytest.mark.parametrize(("status", "decision"), [(200, "allowed"), (403, "refused")])
+def test_a_deletion_in_several_tables_is_told_of_for_each(status: int, decision: str) -> None:
+    notes: list[RequestNote] = []
+    body = deletion("t/a/part-1", "t/c/x", "t/a/part-2")
+    assert ask(Store(status), "POST", "/lake", body, query=(("delete", ""),), notes=notes)[0] == status
+    told = [(note.table, note.path, note.decision) for note in notes]
+    assert told == [("a", "part-", decision), ("c", "x", decision)]
 
 
 @pytest.mark.parametrize(

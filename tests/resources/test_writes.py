@@ -18,11 +18,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
+from delta_proxy.access.audit import AuditLog
 from delta_proxy.access.identity import ANONYMOUS, Principal
 from delta_proxy.access.policy import NOTHING, Grant, parse_filters
 from delta_proxy.config import GetMode
-from delta_proxy.resources.auditing import audit_record
-from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.auditing import audit_record, record_decision
+from delta_proxy.resources.server import EdgeRequest, RequestNote, RequestRecord
 from delta_proxy.resources.services import Anonymous
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.stores import CommitProbe
@@ -403,6 +404,33 @@ def test_objects_are_deleted_together_each_where_it_may_be(tmp_path: pathlib.Pat
     refused = {line.split()[1] for line in told if line.startswith("Error")}
     assert refused == {"u/yAccessDenied", "other/zAccessDenied", "t/../u/yAccessDeniedThe"}
     assert sorted(objects(proxy)) == ["other/z", "t/kept", "u/y"]
+
+
+def test_a_deletion_in_several_tables_is_told_of_for_each(tmp_path: pathlib.Path) -> None:
+    proxy = proxy_of(tmp_path, {"t": None, "u": parse_filters([{"p": "a"}]), "v": None})
+    body = deletion("t/part-1", "u/y", "t/part-2", "other/a", "v/_delta_log/1", "another/b", "t")
+    assert post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)}).status == 200
+    last = proxy.records[-1].note
+    assert [(note.table, note.path, note.decision) for note in (*last.before, last)] == [
+        ("t", "", "allowed"),
+        ("u", "y", "restricted"),
+        ("", "", "no_grant"),
+        ("v", "_delta_log/1", "allowed"),
+    ]
+    granted = [note.grant is not None for note in (*last.before, last)]
+    assert granted == [True, True, False, True]
+
+
+def test_each_table_of_a_deletion_has_its_line_in_the_audit_log(tmp_path: pathlib.Path) -> None:
+    audit = AuditLog(str(tmp_path / "audit"), report=print)
+    audit.start()
+    notes = [RequestNote(table=name, decision="allowed", place=audit.reserve()) for name in "tu"]
+    notes[1].before = (notes[0],)
+    record = RequestRecord("POST", b"/datalake?delete", 200, 0, 0, 0.0, "id", note=notes[1])
+    record_decision(record, NOW, audit)
+    assert audit.close() == 0
+    lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    assert [(line["table"], line["request_id"]) for line in lines] == [("t", "id"), ("u", "id")]
 
 
 def test_a_quiet_deletion_tells_only_what_failed(proxy: MemoryProxy) -> None:
