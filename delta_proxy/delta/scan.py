@@ -133,7 +133,7 @@ class Scanner:
         self._tuples = tuples
         self._root = root
         self._vectors: dict[tuple[str, str], str | None] = {}
-        self._folders: dict[str, str] = {}
+        self._folders: dict[str, str | None] = {}
         self._known: dict[tuple[tuple[str, ...], InForce, bool], _Numbers] = {}
         self.outside = 0
 
@@ -167,17 +167,16 @@ class Scanner:
         """
         folder, slash, name = add_path.rpartition("/")
         if slash and not _ODD_NAME.search(name) and ":" not in folder and name not in _DOTS:
-            known = self._folders.get(folder)
-            if known is None:
-                known = self._remember(folder)
-            return known + name if known else None
+            known = self._folders[folder] if folder in self._folders else self._remember(folder)
+            # The table's own folder is "": `./x` and `/root/x` are files of it.
+            return None if known is None else known + name
         return self._decode(add_path)
 
-    def _remember(self, folder: str) -> str:
+    def _remember(self, folder: str) -> str | None:
         if len(self._folders) >= _BATCH:
             self._folders.clear()
         path = self._decode(f"{folder}/-")
-        return self._folders.setdefault(folder, "" if path is None else path[:-1])
+        return self._folders.setdefault(folder, None if path is None else path[:-1])
 
     def _decode(self, add_path: str) -> str | None:
         try:

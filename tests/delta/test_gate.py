@@ -129,6 +129,16 @@ def test_a_denied_file_stays_denied_when_it_is_added_again_as_granted(small: Mem
     assert b'"b"' not in small.get(f"t/_delta_log/{1:020d}.json").body
 
 
+@pytest.mark.parametrize("spelling", ["./b", "x/../b", "/t/b", "/t/./b", "s3://warehouse/t/b", "%62"])
+def test_a_file_that_was_denied_under_another_spelling_stays_denied(
+    small: MemoryProxy, spelling: str
+) -> None:
+    put(small, 0, add("a", p="green"), add(spelling, p="red"))
+    put(small, 1, add("b", p="green"))
+    assert (small.get("t/b").status, small.get("t/a").status) == (403, 200)
+    assert b'"b"' not in small.get(f"t/_delta_log/{1:020d}.json").body
+
+
 def test_an_escaped_path_is_the_key_that_it_decodes_to(small: MemoryProxy) -> None:
     put(small, 1, add("p=green/x%20y", p="green"), add("p=red/x%20y", p="red"), add("b", p="green"))
     put(small, 2, add("p=red/x%20y", p="green"))
