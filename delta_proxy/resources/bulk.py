@@ -79,7 +79,7 @@ class BulkResource(S3Resource):
     ) -> dict[str, Deleted]:
         """What became of the keys of one table; one that is closed refuses each of its own."""
         try:
-            writer = await admitted(self.services, principal, alias, request)
+            writer = await admitted(self.services, principal, alias, request, self.s3)
             return await self._deleted(writer, alias, keys)
         except AccessDenied as error:
             return {key: Deleted(key, error.code, error.default_message) for key in keys}

@@ -84,7 +84,7 @@ class ForwardedWrite:
         alias, path = self._located(self._s3.bucket, key)
         annotate(self._request, table=alias)
         self._resource.describe_key(key, principal, self._request)
-        writer = await admitted(self._services, principal, alias, self._request)
+        writer = await admitted(self._services, principal, alias, self._request, self._s3)
         writer.location.object_key(path or "-")
         return alias, path
 

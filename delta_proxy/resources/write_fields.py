@@ -58,7 +58,9 @@ def refuse(headers: Headers) -> None:
     """Raises NotImplementedByProxy for fields that do more than store bytes."""
     for name, value in headers.items:
         opens = name == "x-amz-acl" and value not in _HARMLESS_ACLS
-        if opens or name in _REFUSED or name.startswith(_REFUSED_PREFIXES):
+        # A store's own, cf-copy-destination-if-none-match say: left out, one commit would overwrite another.
+        conditional = name.endswith("-match") and "if-" in name and not _is_sent_on(name)
+        if opens or conditional or name in _REFUSED or name.startswith(_REFUSED_PREFIXES):
             raise NotImplementedByProxy(fields={"Header": name})
 
 

@@ -54,7 +54,7 @@ class WriteResource(S3Resource):
         alias, path = split_key(self.s3.key)
         annotate(request, table=alias)
         check_key_is_safe(self.s3.headers, request)
-        writer = await admitted(self.services, principal, alias, request)
+        writer = await admitted(self.services, principal, alias, request, self.s3)
         if not path and self.s3.operation is Operation.DELETE_OBJECT:
             # S3A deletes the markers of parent directories; the table's own root has none.
             return Answer(204)

@@ -16,6 +16,7 @@ from delta_proxy.resources.base import S3Resource, annotate
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.errors import AccessDenied, MethodNotAllowed
+from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.spool import DeferToPool
 from delta_proxy.upstream.writer import TableWriter
 
@@ -99,12 +100,14 @@ def let_in(services: Services, principal: Principal, alias: str, request: EdgeRe
     raise AccessDenied
 
 
-async def admitted(services: Services, principal: Principal, alias: str, request: EdgeRequest) -> TableWriter:
-    """What writes to a table, for whom it is open and when its store can be trusted with commits.
+async def admitted(
+    services: Services, principal: Principal, alias: str, request: EdgeRequest, s3: S3Request
+) -> TableWriter:
+    """What writes to a table, for whom it is open and when its store can be trusted with such a commit.
 
     Raises AccessDenied, MethodNotAllowed, and as `CommitProbes.check`.
     """
     writing = let_in(services, principal, alias, request)
     writer = writing.writers[alias]
-    await writing.probes.check(writer)
+    await writing.probes.check(writer, s3)
     return writer

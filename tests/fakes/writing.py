@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 import attrs
@@ -43,12 +44,18 @@ class WritableStore(FakeStore):
     """`uploads` are the open ones by id. Some stores do not honour conditions, or verify no hash."""
 
     def __init__(
-        self, bucket: str, *, honours_conditions: bool = True, verifies_hashes: bool = False
+        self,
+        bucket: str,
+        *,
+        honours_conditions: bool = True,
+        verifies_hashes: bool = False,
+        unconditional: Collection[Operation] = (),
     ) -> None:
         super().__init__(bucket)
         self.uploads: dict[str, Upload] = {}
         self.fields: dict[str, tuple[tuple[str, str], ...]] = {}
         self._honours_conditions = honours_conditions
+        self._unconditional = frozenset(unconditional)
         self.verifies_hashes = verifies_hashes
         self._ids = itertools.count(1)
 
@@ -85,15 +92,19 @@ class WritableStore(FakeStore):
 
     def _put(self, asked: S3Request, request: Request) -> bytes:
         body = self._body(asked, request)
-        taken = asked.key in self.objects and "if-none-match" in asked.headers
-        if taken and self._honours_conditions:
-            raise PreconditionFailed
+        self._check_absent(asked)
         self.put(asked.key, body)
         self.fields[asked.key] = asked.headers.items
         _set_etag(request, body)
         return b""
 
+    def _check_absent(self, asked: S3Request) -> None:
+        taken = asked.key in self.objects and "if-none-match" in asked.headers
+        if taken and self._honours_conditions and asked.operation not in self._unconditional:
+            raise PreconditionFailed
+
     def _copy(self, asked: S3Request, request: Request) -> bytes:
+        self._check_absent(asked)
         self.put(asked.key, self._source(asked))
         return _result("CopyObjectResult", ETag=self.objects[asked.key].etag)
 
@@ -141,6 +152,7 @@ class WritableStore(FakeStore):
         for part in parts:
             if part.number not in upload.parts or StoredObject(upload.parts[part.number]).etag != part.etag:
                 raise InvalidPart
+        self._check_absent(asked)
         self.put(asked.key, b"".join(upload.parts[part.number] for part in parts))
         del self.uploads[asked.param("uploadId") or ""]
         place = f"http://{asked.host}/{self.bucket}/{asked.key}"

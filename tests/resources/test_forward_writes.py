@@ -102,7 +102,7 @@ class Writer:
 
 
 class NoProbes:
-    async def check(self, writer: Any) -> None:
+    async def check(self, writer: Any, request: S3Request) -> None:
         """Every store is trusted."""
 
 

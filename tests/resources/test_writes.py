@@ -25,6 +25,7 @@ from delta_proxy.config import GetMode
 from delta_proxy.resources.auditing import audit_record, record_decision
 from delta_proxy.resources.server import EdgeRequest, RequestNote, RequestRecord
 from delta_proxy.resources.services import Anonymous
+from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.stores import CommitProbe
 from tests.fakes.store import FakeStore
@@ -313,6 +314,8 @@ def test_metadata_goes_with_the_object(proxy: MemoryProxy) -> None:
         {"x-amz-object-lock-mode": "GOVERNANCE"},
         {"x-amz-write-offset-bytes": "0"},
         {"x-amz-website-redirect-location": "/"},
+        {"cf-copy-destination-if-none-match": "*"},
+        {"x-goog-if-generation-match": "0"},
     ],
 )
 def test_what_does_more_than_store_bytes_is_not_implemented(
@@ -352,6 +355,40 @@ def test_a_store_is_tried_once_and_nothing_of_the_trial_is_left(tmp_path: pathli
     probes = [key for key in keys if "probe" in key]
     assert len(probes) == 4
     assert all(key.startswith("t/_delta_log/.delta-s3-proxy-probe-") for key in probes)
+
+
+@pytest.mark.parametrize("honoured", [True, False])
+def test_a_copy_must_create_only_where_the_store_sees_to_it(tmp_path: pathlib.Path, honoured: bool) -> None:
+    ignored = () if honoured else (Operation.COPY_OBJECT,)
+    proxy = proxy_of(tmp_path, store=WritableStore(BUCKET, unconditional=ignored), location={})
+    for name in ("staged", "commit"):
+        proxy.store.put(f"t/{name}", name.encode())
+    copy = {"x-amz-copy-source": "/datalake/t/staged"}
+    answer = put(proxy, "t/commit", b"", {**copy, "If-None-Match": "*"})
+    assert (answer.status, code(answer)) == (
+        (412, "PreconditionFailed") if honoured else (501, "NotImplemented")
+    )
+    assert objects(proxy) == {"t/staged": b"staged", "t/commit": b"commit"}
+    assert put(proxy, "t/commit", b"", copy).status == 200
+
+
+@pytest.mark.parametrize("honoured", [True, False])
+def test_an_upload_must_create_only_where_the_store_sees_to_it(
+    tmp_path: pathlib.Path, honoured: bool
+) -> None:
+    ignored = () if honoured else (Operation.COMPLETE_MULTIPART_UPLOAD,)
+    proxy = proxy_of(tmp_path, store=WritableStore(BUCKET, unconditional=ignored), location={})
+    proxy.store.put("t/commit", b"commit")
+    upload_id = text(proxy.request("POST", "/datalake/t/commit?uploads"), "UploadId")
+    etag = put(proxy, "t/commit", b"part", query=f"?partNumber=1&uploadId={upload_id}").headers["etag"]
+    part = f"<Part><PartNumber>1</PartNumber><ETag>{etag.strip(chr(34))}</ETag></Part>"
+    body = f"<CompleteMultipartUpload>{part}</CompleteMultipartUpload>".encode()
+    answer = post(proxy, f"/datalake/t/commit?uploadId={upload_id}", body, {"If-None-Match": "*"})
+    assert (answer.status, code(answer)) == (
+        (412, "PreconditionFailed") if honoured else (501, "NotImplemented")
+    )
+    assert objects(proxy) == {"t/commit": b"commit"}
+    assert post(proxy, f"/datalake/t/commit?uploadId={upload_id}", body).status == 200
 
 
 @pytest.mark.parametrize("verifies", [True, False])

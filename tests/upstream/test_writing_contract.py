@@ -14,6 +14,8 @@ from twisted.internet import reactor as _reactor
 from delta_proxy.delta.commit_probe import CommitProbes
 from delta_proxy.s3 import write_xml
 from delta_proxy.s3.errors import NoSuchUpload, NotImplementedByProxy, PreconditionFailed, S3Error
+from delta_proxy.s3.operation import Operation
+from delta_proxy.s3.request import Addressing, parse_request
 from delta_proxy.upstream.writer import TableWriter, Write
 from tests.fakes.writing import WritableStore
 from tests.integration import servers
@@ -83,6 +85,33 @@ async def test_the_probe_finds_that_and_leaves_nothing(
     # moto takes any body for what it is signed as.
     assert probes.verifies_hashes(writer.location) == ("moto" not in request.node.name)
     assert (await writer.client.list()).objects == ()
+
+
+COPY, COMPLETION = Operation.COPY_OBJECT, Operation.COMPLETE_MULTIPART_UPLOAD
+WAYS = {
+    COPY: (b"PUT", b"/b/k", [(b"x-amz-copy-source", b"/b/s")]),
+    COMPLETION: (b"POST", b"/b/k?uploadId=1", []),
+}
+HONOURED = {"fake": {COPY, COMPLETION}, "versitygw": {COMPLETION}, "moto": {COMPLETION}}
+
+
+@pytest.mark.parametrize("operation", WAYS)
+@in_reactor
+async def test_another_way_to_commit_is_tried_when_it_comes_with_a_condition(
+    writer: TableWriter, request: pytest.FixtureRequest, operation: Operation
+) -> None:
+    probes, (method, target, fields) = CommitProbes(), WAYS[operation]
+    await probes.check(writer, parse_request(method, target, fields, Addressing("b")))
+    conditional = parse_request(method, target, [*fields, (b"if-none-match", b"*")], Addressing("b"))
+    assert conditional.operation is operation
+    if operation in HONOURED[request.node.callspec.params["writer"]]:
+        await probes.check(writer, conditional)
+    else:
+        with pytest.raises(NotImplementedByProxy, match="is refused: its store does not honour"):
+            await probes.check(writer, conditional)
+    assert (await writer.client.list()).objects == ()
+    left = await writer.send(Write("ListMultipartUploads", "GET", None, (("uploads", ""),)))
+    assert write_xml.parse_uploads(left.body.strip()).uploads == ()
 
 
 @in_reactor
