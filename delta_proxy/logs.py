@@ -7,7 +7,6 @@ every finished line of every observer made here, tracebacks included, and blanks
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
-from typing import Final, TextIO
+from typing import Final, TextIO, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.logger import (
@@ -27,6 +26,7 @@ from twisted.logger import (
     formatTime,
 )
 from twisted.python.components import Componentized
+from twisted.python.logfile import LogFile
 
 HIDDEN = "***"
 READY: Final = "{line}"
@@ -128,17 +128,15 @@ def observer(style: LogFormat, out: TextIO | None = None) -> ILogObserver:
     return FileLogObserver(sys.stdout if out is None else out, format_event)
 
 
-def install(application: Componentized, style: LogFormat, logfile: str | None = None) -> None:
-    """Make twistd log through `observer`.
+def install(application: Componentized, style: LogFormat, path: str | None = None) -> LogFile | None:
+    """Make twistd log through `observer`, to standard output or to a file, which is returned.
 
-    Must run before twistd starts logging, so when the service gets its application as parent.
-
-    `logfile` is twistd's own option of that name: None, empty or "-" is standard output.
+    Must run before twistd starts logging, so when the service gets its application as parent. A file is
+    twistd's own kind, which is rotated when it is large.
     """
-    out: TextIO | None = None
-    if logfile and logfile != "-":
-        out = io.open(logfile, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, UP020 - lives as long as the process
-    application.setComponent(ILogObserver, observer(style, out))
+    file = None if path is None else LogFile.fromFullPath(path)
+    application.setComponent(ILogObserver, observer(style, cast(TextIO | None, file)))
+    return file
 
 
 def _redact_parameter(part: bytes) -> bytes:

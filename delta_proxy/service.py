@@ -24,7 +24,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
+from twisted.python.logfile import LogFile
 from twisted.python.threadpool import ThreadPool
 from twisted.web.http import TEMPORARY_REDIRECT
 
@@ -44,6 +46,7 @@ from delta_proxy.delta.views import TableViews
 from delta_proxy.delta.write_marks import WriteMarks
 from delta_proxy.exposure import say_what_is_open
 from delta_proxy.identity import Identity
+from delta_proxy.logs import LogFormat, install
 from delta_proxy.metrics import CONTENT_TYPE, Metrics, Moment
 from delta_proxy.reload import Reload
 from delta_proxy.resources.auditing import record_decision
@@ -71,6 +74,8 @@ from delta_proxy.workers.parent import ParentService, Setting, log_arguments, st
 
 _BACKLOG = 1024
 _NAME = "delta-s3-proxy"
+
+MakeLog = Callable[[Componentized], LogFile | None]
 
 _log = Logger()
 
@@ -114,12 +119,13 @@ def makeService(options: Options) -> IService:
     """The proxy as twistd runs it."""
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it: not before twistd has chosen
 
+    log = log_maker(options.parent or {})
     try:
         if options.end is not None:
-            return ProxyService(options.loaded, reactor, end=options.end)
+            return ProxyService(options.loaded, reactor, end=options.end, log=log)
         if options.loaded.workers > 1:
             return make_parent(options, reactor)
-        return ProxyService(options.loaded, reactor, options.load)
+        return ProxyService(options.loaded, reactor, options.load, log=log)
     except (UnusableCertificate, UnusableDirectory, UnusableAudit) as error:
         raise SystemExit(f"{_NAME}: {error}") from None
 
@@ -139,11 +145,18 @@ def make_parent(options: Options, reactor: Any) -> ParentService:
     return ParentService(config, reactor, setting, name=_NAME, give_up=partial(give_up, reactor))
 
 
+def log_maker(options: Mapping[str, Any]) -> MakeLog | None:
+    """What makes an application log as `logs` has it, where twistd's options name a file or nothing."""
+    told, file = log_arguments(options)
+    return None if told and file is None else partial(install, style=LogFormat.TEXT, path=file)
+
+
 class ProxyService(MultiService):
     """Listens on `port` and `metricsPort`; stopping it answers what is in flight first.
 
     `reload` reads the configuration again, blocking; it raises ConfigError. A worker has instead `end`, the
-    link to its parent, which opened the port and reads the configuration for all.
+    link to its parent, which opened the port and reads the configuration for all. `log` makes the log of the
+    application, whose file, if it is one, is rotated at SIGUSR1.
     """
 
     def __init__(
@@ -153,8 +166,11 @@ class ProxyService(MultiService):
         reload: Callable[[], Config] | None = None,
         *,
         end: WorkerEnd | None = None,
+        log: MakeLog | None = None,
     ) -> None:
         super().__init__()
+        self._make_log = log
+        self._log_file: LogFile | None = None
         self._config = config
         self._reactor = reactor
         self._reload = None if reload is None else Reload(reload, self._defer_to_pool, self)
@@ -201,6 +217,12 @@ class ProxyService(MultiService):
         """The configuration in force."""
         return self._config
 
+    def setServiceParent(self, parent: Any) -> None:
+        """Make the application log before twistd would: no line of twistd's own observer is scrubbed."""
+        if self._make_log is not None and isinstance(parent, Componentized):
+            self._log_file = self._make_log(parent)
+        super().setServiceParent(parent)
+
     def startService(self) -> None:
         """Start the threads, listen, and look at the tables that grants speak of."""
         self._pool.start()
@@ -246,6 +268,9 @@ class ProxyService(MultiService):
         # A worker is told by its parent; a signal to the whole group is not for it.
         ask = None if self._reload is None else self._reload.ask
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ask is None else lambda *_: in_reactor(ask))
+        if self._log_file is not None:
+            rotate = self._log_file.rotate
+            signal.signal(signal.SIGUSR1, lambda *_: in_reactor(rotate))
         if self._end is not None:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         elif self._audit is not None:

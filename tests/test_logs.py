@@ -166,8 +166,12 @@ def test_a_finished_line_is_written_as_it_is_but_for_secrets_and_line_breaks(sty
 def test_twistd_takes_the_installed_observer_and_its_log_file(tmp_path: Path) -> None:
     application = Application("delta-s3-proxy")
     logfile = tmp_path / "proxy.log"
-    install(application, LogFormat.JSON, str(logfile))
+    file = install(application, LogFormat.JSON, str(logfile))
     installed = application.getComponent(ILogObserver)
     Logger(observer=LogPublisher(installed)).info("served {count}", count=3)
     assert json.loads(logfile.read_text())["count"] == 3
-    installed._outFile.close()
+    assert file is not None
+    file.rotate()
+    Logger(observer=LogPublisher(installed)).info("served {count}", count=4)
+    file.close()
+    assert json.loads(logfile.read_text())["count"] == 4

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
 from twisted.internet.defer import Deferred
 
 from delta_proxy.s3.errors import ServiceUnavailable
 from delta_proxy.s3.sigv4 import Credentials
-from delta_proxy.service import CredentialCheck, reopening
+from delta_proxy.service import CredentialCheck, log_maker, reopening
 
 
 class Chain:
@@ -61,3 +62,19 @@ def test_a_rotation_reopens_the_audit_log_and_does_what_it_did_before() -> None:
     reopening(cast(Any, Log()), lambda *_: calls.append("before"))(10, None)
     reopening(cast(Any, Log()), 0)(10, None)
     assert calls == ["audit", "before", "audit"]
+
+
+@pytest.mark.parametrize(
+    ("options", "ours"),
+    [
+        ({"nodaemon": True}, True),
+        ({"logfile": "proxy.log"}, True),
+        ({}, True),
+        ({"syslog": True, "prefix": "proxy"}, False),
+        ({"logger": reopening}, False),
+    ],
+)
+def test_the_log_is_the_proxys_own_unless_twistd_was_told_another(
+    options: dict[str, Any], *, ours: bool
+) -> None:
+    assert (log_maker(options) is not None) == ours

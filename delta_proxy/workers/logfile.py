@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Final, TextIO, cast
 
-from twisted.logger import ILogObserver, textFileLogObserver
+from twisted.logger import ILogObserver
+
+from delta_proxy import logs
 
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -43,5 +45,5 @@ class SharedLogFile:
 
 
 def observer() -> ILogObserver:
-    """twistd's kind of lines, on standard error, which is the log file."""
-    return textFileLogObserver(cast(TextIO, SharedLogFile.of_standard_error("")))
+    """The proxy's lines, on standard error, which is the log file."""
+    return logs.observer(logs.LogFormat.TEXT, cast(TextIO, SharedLogFile.of_standard_error("")))

@@ -25,7 +25,7 @@ from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import ILogObserver, Logger, textFileLogObserver
+from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
@@ -33,6 +33,7 @@ from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import Config, parse, read
 from delta_proxy.delta.leftovers import owner, remove_folders
 from delta_proxy.identity import new_list_key
+from delta_proxy.logs import LogFormat, observer
 from delta_proxy.metrics import CONTENT_TYPE, render_workers
 from delta_proxy.reload import Refused, Reload
 from delta_proxy.resources.health import Checks, metrics_site
@@ -113,7 +114,8 @@ class ParentService(MultiService):
     def setServiceParent(self, parent: Any) -> None:
         """Make the application log to the file that the workers write as well, if it is a file."""
         if self._log_file is not None and isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, textFileLogObserver(cast(TextIO, self._log_file)))
+            lines = observer(LogFormat.TEXT, cast(TextIO, self._log_file))
+            parent.setComponent(ILogObserver, lines)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:

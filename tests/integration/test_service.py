@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import pathlib
 import re
 import signal
@@ -21,7 +22,7 @@ from tests.waiting import PATIENCE, wait_until
 
 from . import servers
 from .conftest import TRADES, ProxyFor, trades_settings
-from .raw import get, quoted
+from .raw import get, quoted, request
 from .servers import BUCKET, ROOT, Store
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -151,13 +152,25 @@ def test_it_runs_in_the_background_and_ends_at_sigterm(moto_store: Store, tmp_pa
     assert started.returncode == 0, started.stderr
     wait_until(pidfile.exists)
     pid = int(pidfile.read_text())
+    rotated = tmp_path / "proxy.log.1"
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/health/ready"))
+        os.kill(pid, signal.SIGUSR1)
+        wait_until(rotated.exists)
     finally:
         servers.stop(pid)
     wait_until(lambda: servers.ended(pid))
     assert not pidfile.exists()
-    assert "Traceback" not in log.read_text()
+    assert "starting up" in rotated.read_text()
+    assert "Traceback" not in rotated.read_text() + log.read_text()
+
+
+def test_the_log_of_the_running_proxy_is_scrubbed(moto_store: Store, proxy_for: ProxyFor) -> None:
+    proxy = proxy_for(moto_store, **trades_settings("presignedUrl"))
+    request(proxy, "GET", "/datalake/Signature=hush-hush")
+    wait_until(lambda: "GET /datalake/Signature=" in proxy.log.read_text())
+    assert "Signature=***" in proxy.log.read_text()
+    assert "hush-hush" not in proxy.log.read_text()
 
 
 def test_sigterm_drains_what_is_in_flight_and_exits_with_0(
