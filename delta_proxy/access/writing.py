@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from delta_proxy.access.identity import Principal
+from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.access.policy import Grant
 
 
@@ -20,13 +20,17 @@ class Bar(Enum):
     READ_ONLY_USER = "the user is read-only"
     NO_GRANT = "no grant on this table"
     RESTRICTED = "the grant is not everything"
+    FOREIGN_PAGE = "a page of another site asks"
 
 
-def writing_barred(principal: Principal, grant: Grant | None, *, read_only: bool) -> Bar | None:
+def writing_barred(
+    principal: Principal, grant: Grant | None, *, read_only: bool, foreign_page: bool = False
+) -> Bar | None:
     """What keeps the principal from writing to a table, None when nothing does.
 
     `grant` is what the policy grants on the table, None where the table is closed or there is none;
-    `read_only` is the configuration's `readOnly`.
+    `read_only` is the configuration's `readOnly`. `foreign_page` says that a browser sent the request for a
+    page of an origin that no rule allows: where nobody is asked who they are, it would be anybody's.
     """
     if read_only:
         return Bar.READ_ONLY_PROXY
@@ -34,4 +38,6 @@ def writing_barred(principal: Principal, grant: Grant | None, *, read_only: bool
         return Bar.READ_ONLY_USER
     if grant is None:
         return Bar.NO_GRANT
-    return None if grant.is_everything else Bar.RESTRICTED
+    if not grant.is_everything:
+        return Bar.RESTRICTED
+    return Bar.FOREIGN_PAGE if foreign_page and principal.auth is AuthKind.ANONYMOUS else None

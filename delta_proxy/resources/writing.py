@@ -15,6 +15,7 @@ from delta_proxy.delta.write_marks import is_of_the_log
 from delta_proxy.resources.base import S3Resource, annotate
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
+from delta_proxy.s3.cors import is_foreign
 from delta_proxy.s3.errors import AccessDenied, MethodNotAllowed
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.spool import DeferToPool
@@ -88,7 +89,9 @@ def let_in(services: Services, principal: Principal, alias: str, request: EdgeRe
     """The way to write to a table, for whom it is open. Raises AccessDenied, MethodNotAllowed."""
     opened = services.gate.open(principal, alias)
     grant = opened.grant if isinstance(opened, GrantedTable) else None
-    bar = writing_barred(principal, grant, read_only=services.settings.read_only)
+    settings = services.settings
+    foreign = is_foreign(settings.cors, request.headers.all("origin"), request.method.decode("latin-1"))
+    bar = writing_barred(principal, grant, read_only=settings.read_only, foreign_page=foreign)
     writing = services.writing
     if bar is None and writing is not None:
         annotate(request, decision="allowed")

@@ -8,6 +8,7 @@ nothing but what the rules say: neither what exists nor what is granted.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import Enum
 from typing import Annotated, Final, TypeAlias
 
@@ -118,6 +119,15 @@ def answer_fields(rules: tuple[CorsRule, ...], origin: str | None, method: str) 
     if origin is None:
         return ()
     return next((rule.fields(origin) for rule in rules if rule.allows(origin, method, ())), ())
+
+
+def is_foreign(rules: tuple[CorsRule, ...], origins: Iterable[str], method: str) -> bool:
+    """Whether a browser sends the request for a page that no rule allows to send it.
+
+    Not every request waits for a preflight: a page may post a text to any server, and only the answer is kept
+    from it. The proxy has no pages of its own, so an origin that is its own is a name that was rebound.
+    """
+    return any(not any(rule.allows(origin, method, ()) for rule in rules) for origin in origins)
 
 
 def preflight_fields(

@@ -35,3 +35,8 @@ def test_a_closed_table_is_not_written_to() -> None:
 )
 def test_a_restricted_view_is_never_written_back(grant: Grant) -> None:
     assert writing_barred(ALICE, grant, read_only=False) is Bar.RESTRICTED
+
+
+def test_a_page_of_another_site_does_not_write_unless_somebody_signed_for_it() -> None:
+    assert writing_barred(ANONYMOUS, EVERYTHING, read_only=False, foreign_page=True) is Bar.FOREIGN_PAGE
+    assert writing_barred(ALICE, EVERYTHING, read_only=False, foreign_page=True) is None

@@ -139,6 +139,22 @@ def test_who_may_not_write_is_refused_before_a_byte_is_asked_for(
     assert answer.record.bytes_received == 0
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://proxy.test"])
+@pytest.mark.parametrize(("method", "target"), [each for each in WRITES if each[0] != "GET"])
+def test_no_page_of_another_site_writes_where_nobody_is_asked_who_they_are(
+    proxy: MemoryProxy, method: str, target: str, origin: str
+) -> None:
+    proxy.store.put("t/x", b"old")
+    body = deletion("t/x") if "?delete" in target else b""
+    hoisted = f"&x-amz-content-sha256={hashlib.sha256(body).hexdigest()}" if body else ""
+    fields = {"Content-Length": str(len(body)), "Content-Type": "text/plain", "Origin": origin}
+    answer = proxy.request(method, target + hoisted, fields, body)
+    assert answer.status == (200 if body else 403)
+    assert b"AccessDenied" in answer.body
+    assert answer.decision == "foreign_page"
+    assert objects(proxy) == {"t/x": b"old"}
+
+
 def test_the_open_uploads_of_a_closed_table_are_not_listed(tmp_path: pathlib.Path) -> None:
     proxy = proxy_of(tmp_path, {"t": None, "u": parse_filters([{"p": "a"}])})
     for key in ("t/a", "t/b", "u/c", "elsewhere/d"):

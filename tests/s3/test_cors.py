@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from delta_proxy.s3.cors import CorsMethod, CorsRule, answer_fields, preflight_fields
+from delta_proxy.s3.cors import CorsMethod, CorsRule, answer_fields, is_foreign, preflight_fields
 from delta_proxy.s3.errors import AccessForbidden, BadRequest
 
 PAGE = "https://app.example"
@@ -84,3 +84,21 @@ def test_the_first_rule_that_allows_a_request_speaks() -> None:
 @pytest.mark.parametrize("origin", [None, "https://other.example"])
 def test_an_answer_to_nobody_whom_a_rule_names_says_nothing(origin: str | None) -> None:
     assert answer_fields((RULE,), origin, "GET") == ()
+
+
+@pytest.mark.parametrize(
+    ("origins", "method", "foreign"),
+    [
+        ((), "PUT", False),
+        ((PAGE,), "GET", False),
+        ((PAGE,), "PUT", True),
+        (("https://evil.example",), "GET", True),
+        ((PAGE, "https://evil.example"), "GET", True),
+        (("null",), "PUT", True),
+    ],
+)
+def test_a_request_is_foreign_when_a_page_sends_it_that_no_rule_allows_to(
+    origins: tuple[str, ...], method: str, foreign: bool
+) -> None:
+    assert is_foreign((RULE,), origins, method) is foreign
+    assert is_foreign((), origins, method) is bool(origins)
