@@ -17,6 +17,7 @@ from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.index import FileKind, TableIndex
 from delta_proxy.delta.masks import GrantMasks, authorise
 from delta_proxy.delta.rows import UNKNOWN_TUPLE
+from delta_proxy.delta.segment import FORMAT
 
 from .tables import (
     ANCHOR,
@@ -200,7 +201,7 @@ def damaged(body: bytes) -> Iterator[bytes]:
     yield b"not an index"
     yield body[: len(body) // 2]
     yield body[:-1]
-    yield body.replace(b"delta-proxy-index 1", b"delta-proxy-index 0")
+    yield body.replace(FORMAT.encode(), FORMAT.encode()[::-1])
     yield body.replace(b"a test's table", b"another_table!")
 
 
