@@ -106,6 +106,7 @@ KNOWN_READER_FEATURES: Final = frozenset(
     }
 )
 _NEWEST_READER: Final = 3
+_MAPPING_MODES: Final = ("none", "name", "id")
 
 
 @attrs.frozen
@@ -257,8 +258,10 @@ def parse_metadata(identity: object, schema: object, names: object, configuratio
     if type(names) is not list or not all(type(name) is str for name in names):
         raise _Malformed("metaData.partitionColumns is not a list of names")
     fields = _fields(schema)
-    mapped = configuration.get("delta.columnMapping.mode", "none") in {"name", "id"}
-    return Metadata(identity, tuple(_column(name, fields, mapped) for name in names))
+    mode = configuration.get("delta.columnMapping.mode", "none")
+    if mode not in _MAPPING_MODES:
+        raise _Malformed("metaData.configuration has a column mapping mode that is not known")
+    return Metadata(identity, tuple(_column(name, fields, mode != "none") for name in names))
 
 
 def _fields(schema: str) -> dict[str, dict[str, Any]]:

@@ -414,8 +414,9 @@ def _parquet_header(content: LogContent) -> Header:
     header = Header()
     for batch in _batches(content, wanted):
         for name in batch.schema.names:
-            values = batch.column(name)
-            for value in values.drop_null().to_pylist():
+            for value in batch.column(name).drop_null().to_pylist():
+                if all(field is None for field in value.values()):
+                    continue
                 line = orjson.dumps({name: _plain(value)})
                 for action in parse_line(line, content.name, 0):
                     header = header.joined(_header_of(action))
@@ -446,19 +447,18 @@ class _Files:
             return None
         parts = _children(actions)
         paths, values, vectors = parts.get("path"), parts.get("partitionValues"), parts.get("deletionVector")
-        if paths is None or not pa.types.is_string(paths.type):
+        if paths is None or not _is_text(paths.type):
             raise LogError(file, None, f"{name} without path")
-        if values is not None and not pa.types.is_map(values.type):
-            raise LogError(file, None, f"{name}.partitionValues is not a map")
+        if values is not None and not _is_map_of_text(values.type):
+            raise LogError(file, None, f"{name}.partitionValues is not a map of text")
         if vectors is not None and not pa.types.is_struct(vectors.type):
             raise LogError(file, None, f"{name}.deletionVector is not a struct")
-        files = cls(name == "add", paths, values, vectors)
-        present = actions.is_valid()
-        if actions.null_count:
-            files = files.taken(np.flatnonzero(flags(present)))
-        if files.paths.null_count:
-            raise LogError(file, None, f"{name} without path")
-        return files
+        files = cls(name == "add", paths.cast(pa.string()), values, vectors)
+        # Some writers leave a struct without a path where there is no action.
+        present = paths.is_valid()
+        if not present.true_count:
+            return None
+        return files.taken(np.flatnonzero(flags(present))) if paths.null_count else files
 
     def taken(self, rows: Int64s) -> _Files:
         """Some of the rows."""
@@ -469,6 +469,15 @@ class _Files:
             None if self.values is None else self.values.take(chosen),
             None if self.vectors is None else self.vectors.take(chosen),
         )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _is_map_of_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_map(kind) and _is_text(kind.key_type) and _is_text(kind.item_type))
 
 
 def _children(actions: pa.StructArray) -> dict[str, pa.Array]:

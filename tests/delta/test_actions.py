@@ -122,6 +122,14 @@ def test_a_mapped_column_without_physical_name_is_an_error() -> None:
         parsed(line)
 
 
+@pytest.mark.parametrize("mode", ["NAME", "", ["name"], {"name": 1}, None])
+def test_a_column_mapping_that_is_not_known_is_an_error(mode: object) -> None:
+    line = metadata("p", mapping={"p": "col-1"})
+    line["metaData"]["configuration"] = {"delta.columnMapping.mode": mode}
+    with pytest.raises(LogError):
+        parsed(line)
+
+
 def test_features_and_reader_versions_beyond_those_known_are_unknown() -> None:
     known = parsed(PROTOCOL)
     columns = parsed(metadata())
