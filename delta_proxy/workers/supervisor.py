@@ -31,6 +31,8 @@ BEAT_SECONDS: Final = 5.0
 """How often a worker is asked for a sign of life."""
 MOST_MISSED: Final = 6
 """After so many questions in a row without any word from it a worker is hung."""
+MOST_MISSED_AT_START: Final = 60
+"""The same for one that is not up yet: a busy machine takes its time to load the program."""
 _BEAT: Final = {"ask": "beat", "id": 0}
 
 _log = Logger()
@@ -78,11 +80,13 @@ class Worker:
         """Start a process."""
         self._restart = None
         self._started_at = self._supervisor.clock.seconds()
-        self.running = True
+        self.running, self._missed = True, 0
         try:
             self._process = self._supervisor.spawner.spawn(self)
         except OSError as error:
             self.ended(f"could not be started: {error.strerror}")
+        else:
+            self._next_beat()
 
     def received(self, message: Message) -> None:
         """The process sent a message: that it is up, that it refuses to start, or an answer."""
@@ -90,8 +94,6 @@ class Worker:
         match message:
             case {"up": True}:
                 self.up = self._supervisor.was_up = True
-                self._no_beats()
-                self._next_beat()
             case {"refused": str(problem)}:
                 self._supervisor.refused(problem)
             case {"id": int(number), **answer} if number in self._questions:
@@ -157,7 +159,7 @@ class Worker:
 
     def _ask_for_life(self) -> None:
         # Questions are counted, not seconds: those of a parent that was stopped itself are nobody's silence.
-        if self._missed >= MOST_MISSED:
+        if self._missed >= (MOST_MISSED if self.up else MOST_MISSED_AT_START):
             self._beat = None
             _log.error("worker {n} is alive and does not answer", n=self.number)
             self.kill()

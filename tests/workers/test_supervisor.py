@@ -18,6 +18,7 @@ from delta_proxy.workers.supervisor import (
     GRACE_SECONDS,
     LONGEST_PAUSE,
     MOST_MISSED,
+    MOST_MISSED_AT_START,
     MOST_QUESTIONS,
     STEADY_SECONDS,
     NoAnswer,
@@ -168,6 +169,23 @@ def test_a_worker_that_is_alive_and_does_not_answer_is_killed_and_replaced() -> 
     machine.clock.advance(FIRST_PAUSE)
     assert machine.newest.worker.number == 1
     silent_for(machine, MOST_MISSED + 1)
+    assert machine.newest.signals == []
+
+
+def test_a_worker_that_hangs_before_it_is_up_is_replaced_when_it_had_time_to_start() -> None:
+    machine = Machine(1)
+    hung = machine.newest
+    silent_for(machine, MOST_MISSED_AT_START)
+    assert hung.signals == []
+    silent_for(machine, 1)
+    assert hung.signals == [signal.SIGKILL]
+
+
+def test_a_worker_that_answers_may_take_any_time_to_be_up() -> None:
+    machine = Machine(1)
+    for _ in range(5):
+        silent_for(machine, MOST_MISSED_AT_START)
+        machine.newest.answer(None)
     assert machine.newest.signals == []
 
 
