@@ -177,7 +177,8 @@ def classify(
     """The operation of a request; an empty bucket is the service level, an empty key the bucket level.
 
     Raises NotImplementedByProxy for all of S3 outside the set, unknown query parameters included,
-    MethodNotAllowed for a method S3 does not have, InvalidArgument for a list-type other than 2.
+    MethodNotAllowed for a method S3 does not have, InvalidArgument for a list-type other than 2 and for an
+    empty uploadId.
     """
     if not query and "x-amz-copy-source" not in headers:
         plain = _PLAIN.get((method, _level(bucket, key)))
@@ -218,6 +219,9 @@ def _check_values(operation: Operation, query: tuple[tuple[str, str], ...]) -> N
                 "Invalid List Type specified in Query String",
                 fields={"ArgumentName": "list-type", "ArgumentValue": value},
             )
+        if name == "uploadId" and not value:
+            # Some stores take it for none at all, and what was to abort an upload deletes the object.
+            raise InvalidArgument("uploadId must not be empty.", fields={"ArgumentName": "uploadId"})
         if (
             name == "partNumber"
             and value != "1"

@@ -142,6 +142,13 @@ def test_there_is_one_list_type(list_type: str) -> None:
         operation("GET", f"/b?list-type={list_type}")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("query", ["uploadId=", "uploadId"])
+def test_an_upload_has_a_name(method: str, query: str) -> None:
+    with pytest.raises(InvalidArgument):
+        operation(method, f"/b/k?{query}")
+
+
 @pytest.mark.parametrize("method", ["PATCH", "TRACE", "CONNECT"])
 def test_other_methods_are_not_allowed(method: str) -> None:
     with pytest.raises(MethodNotAllowed):
