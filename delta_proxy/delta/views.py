@@ -449,7 +449,7 @@ class LogViews:
         return self._sidecars[slot]
 
     async def _read_manifests(self, table: TableViews) -> None:
-        """Take in which sidecars the V2 checkpoints name, each of which is read once."""
+        """Take in which sidecars the checkpoints name, each of which is read once."""
         manifests = filter(_is_manifest, await self._names(table, 0))
         for name in sorted(manifests):
             path = LOG_DIRECTORY + name
@@ -530,19 +530,20 @@ def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
 
 
 def _is_manifest(name: str) -> bool:
+    """Whether a file may name sidecars: a V2 checkpoint may have the classic name as well."""
     file = view_file(name)
-    return file is not None and file.kind is LogKind.CHECKPOINT_V2
+    return file is not None and file.kind in {LogKind.CHECKPOINT_V2, LogKind.CHECKPOINT}
 
 
 def _read_manifest(path: Path, name: str, root: TableRoot) -> tuple[Columns, tuple[str, ...]]:
-    """The partition columns of a V2 checkpoint and the names of its sidecars. Raises ViewError."""
+    """The partition columns of a checkpoint and the names of its sidecars; one that cannot be understood
+    names none.
+    """
     try:
         header = Scanner(TupleTable(), root).header(LogContent(name, 0, path))
-    except LogError as error:
-        raise ViewError(str(error)) from None
-    if header.metadata is None:
-        raise ViewError("a checkpoint without metaData")
-    return header.metadata.columns, header.sidecars
+    except LogError:
+        return (), ()
+    return (header.metadata.columns, header.sidecars) if header.metadata else ((), ())
 
 
 def _hinted_version(body: bytes) -> int:

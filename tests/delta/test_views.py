@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import Any
 
 import orjson
 import pytest
@@ -13,6 +14,7 @@ from delta_proxy.access.policy import Grant, Reason
 from delta_proxy.delta.deletion_vectors import Region
 from delta_proxy.delta.views import RefusedView, ViewedFile, derived_etag, vector_key, view_key
 from delta_proxy.s3.errors import NoSuchKey
+from tests.delta.view import support
 from tests.helpers import result_of, start
 from tests.leaky import leaky_table
 from tests.memory import MemoryProxy
@@ -122,6 +124,25 @@ def test_a_sidecar_that_a_checkpoint_names_is_served_and_another_is_not_listed(
     hidden = result_of(made.views.unserved("t", listed))
     assert "_delta_log/_sidecars/stray.parquet" in hidden
     assert len(hidden) < len(listed)
+
+
+def test_a_sidecar_of_a_v2_checkpoint_with_the_classic_name_is_served(tmp_path: pathlib.Path) -> None:
+    made = MemoryProxy(tmp_path / "cache", {"t": GREEN})
+    sidecar = "_sidecars/016ae953-37a9-438e-8683-9a9a4a79a395.parquet"
+    named = {"path": sidecar.partition("/")[2], "sizeInBytes": 1, "modificationTime": 1}
+    head: list[dict[str, Any]] = [{"protocol": support.PROTOCOL}, {"metaData": support.metadata()}]
+    adds = [{"add": support.add("a", {"p": "green"})}, {"add": support.add("b", {"p": "red"})}]
+    made.store.put(f"t/{COMMIT}", support.lines(*head))
+    made.store.put(f"t/_delta_log/{1:020d}.json", support.lines(*adds))
+    made.store.put(f"t/_delta_log/{0:020d}.checkpoint.parquet", b"of a writer that died")
+    manifest = [*head, {"sidecar": named}]
+    for name, content in ((f"{1:020d}.checkpoint.parquet", manifest), (sidecar, adds)):
+        path = support.write_checkpoint(tmp_path / "written.parquet", content)
+        made.store.put(f"t/_delta_log/{name}", path.read_bytes())
+    shown = tmp_path / "shown.parquet"
+    shown.write_bytes(made.get(f"t/_delta_log/{sidecar}").body)
+    assert [row["add"]["path"] for row in support.checkpoint_rows(shown)] == ["a"]
+    assert f"t/_delta_log/{sidecar}" in made.list("t/")
 
 
 def test_a_file_that_cannot_be_filtered_is_refused_and_not_kept(made: MemoryProxy) -> None:
