@@ -76,13 +76,18 @@ class IssuerKeys:
         return self._fetched.keys
 
     def _age(self) -> float:
-        return float("inf") if self._fetched is None else self._clock.seconds() - self._fetched.at
+        return float("inf") if self._fetched is None else self._since(self._fetched.at)
+
+    def _since(self, moment: float) -> float:
+        """Seconds from a moment to now; for ever from one that is to come: the clock was set back."""
+        seconds = self._clock.seconds() - moment
+        return seconds if seconds >= 0 else float("inf")
 
     async def _refresh(self) -> None:
         waiter: Deferred[None] = Deferred()
         if self._waiting is None:
             now = self._clock.seconds()
-            if self._tried is not None and now - self._tried < self._refetch:
+            if self._tried is not None and self._since(self._tried) < self._refetch:
                 return
             self._tried, self._waiting = now, [waiter]
             # A flight of its own: a caller that goes away must not take it from the others.

@@ -133,6 +133,11 @@ class PermissionFeed:
 
     def snapshot(self) -> Snapshot:
         """The grants in force; Unavailable when none are."""
+        now = self._clock.seconds()
+        if now < self._confirmed:
+            # The clock was set back: by it the next poll, and the end of these grants, may be hours away.
+            self._confirmed = now
+            self.poke()
         if self._snapshot is None or self._age() > self._stale_seconds:
             raise Unavailable
         return self._snapshot

@@ -317,6 +317,17 @@ def test_a_retired_key_is_refused_once_the_keys_are_fetched_again() -> None:
         result_of(checker.verify(token, NOW))
 
 
+def test_a_clock_that_is_set_back_keeps_no_retired_key() -> None:
+    issuer, clock = Issuer(), Clock()
+    clock.advance(10_000)
+    checker, token = verifier(issuer, clock), token_of(issuer)
+    result_of(checker.verify(token, NOW))
+    issuer.retire("rsa-1")
+    clock.rightNow -= 3_600
+    with pytest.raises(InvalidIdentityToken):
+        result_of(checker.verify(token, NOW))
+
+
 def test_the_keys_outlive_an_unreachable_issuer_for_an_hour() -> None:
     issuer, clock = Issuer(), Clock()
     down: list[bool] = []

@@ -121,6 +121,23 @@ def test_the_last_grants_stay_for_the_stale_seconds_and_no_longer() -> None:
     assert feed.status.error == "no route"
 
 
+def test_a_clock_that_is_set_back_neither_keeps_grants_in_force_nor_a_question_waiting() -> None:
+    source, clock = Source(), Clock()
+    clock.advance(10_000)
+    feed = feed_of(source, clock)
+    result_of(feed.start())
+    source.number = 2
+    clock.rightNow -= 3_600
+    feed.snapshot()
+    assert feed.snapshot().version == Version(2)
+    clock.rightNow -= 3_600
+    source.down = True
+    feed.snapshot()
+    clock.pump([1] * 11)
+    with pytest.raises(Unavailable):
+        feed.snapshot()
+
+
 def test_a_database_that_answers_again_opens_the_feed_with_what_it_says_now() -> None:
     source, clock = Source(), Clock()
     feed = feed_of(source, clock)
