@@ -102,10 +102,16 @@ class Refused(Exception):
     """A configuration that must not be put in force without a restart."""
 
 
+def continued(old: Config, fresh: Config) -> Config:
+    """The fresh configuration, with the old values of what needs a restart."""
+    config: Config = attrs.evolve(fresh, **{name: getattr(old, name) for name in NEED_A_RESTART})
+    return config
+
+
 def merged(old: Config, fresh: Config) -> Config:
-    """The fresh configuration, with the old values of what needs a restart. Raises Refused."""
-    kept = {name: getattr(old, name) for name in NEED_A_RESTART if getattr(old, name) != getattr(fresh, name)}
-    config: Config = attrs.evolve(fresh, **kept)
+    """`continued`, where that may be put in force after the old one. Raises Refused."""
+    config = continued(old, fresh)
+    kept = [name for name in NEED_A_RESTART if getattr(config, name) != getattr(fresh, name)]
     if old.verifies and not config.verifies:
         raise Refused("nobody would be asked any more who they are; that needs a restart")
     opened = _opened(old, config)

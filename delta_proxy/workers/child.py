@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from delta_proxy.access.policy import PolicyError
 from delta_proxy.config import Config, parse
 from delta_proxy.metrics import Moment
-from delta_proxy.reload import merged
+from delta_proxy.reload import continued, merged
 from delta_proxy.resources.health import Checks
 from delta_proxy.resources.status import Status
 from delta_proxy.workers.counts import write_counts
@@ -82,7 +82,8 @@ class Given:
         start = parse(self.start, _SOURCE, environ)
         if self.current == self.start:
             return start
-        return merged(start, parse(self.current, _SOURCE, environ))
+        # Whether it may be in force was decided step by step: from the first to the last may be too far.
+        return continued(start, parse(self.current, _SOURCE, environ))
 
 
 class WorkerEnd:

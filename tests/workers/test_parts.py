@@ -141,6 +141,13 @@ def test_a_replacement_answers_by_the_configuration_in_force_and_keeps_what_need
     assert config.audit == "/var/log/first"
 
 
+def test_a_replacement_takes_what_was_put_in_force_step_by_step() -> None:
+    # A table that was opened by name by one reload may be left open by the next.
+    restricted = text(allowedPartitions={"t": [{"MIC": "XLON"}]})
+    config = Given(1, restricted, text(), 4, None, "00").config(ENVIRON)
+    assert config.policy.unnamed == ("t",)
+
+
 class Proxy:
     """A proxy without its parts."""
 
