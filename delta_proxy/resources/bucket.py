@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from delta_proxy.access.identity import Principal
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.delta.views import RefusedView
@@ -12,6 +14,7 @@ from delta_proxy.s3 import xml
 from delta_proxy.s3.errors import AccessDenied, NotImplementedByProxy
 from delta_proxy.s3.listing import ListQuery
 from delta_proxy.s3.operation import Operation
+from delta_proxy.s3.xml import ListResult
 
 REGION_HEADER = "x-amz-bucket-region"
 
@@ -48,11 +51,7 @@ class BucketResource(S3Resource):
     async def _list(self, principal: Principal, request: EdgeRequest) -> Answer:
         query = ListQuery.parse(self.s3)
         tables = [self._listed(table) for table in self.services.gate.tables(principal)]
-        try:
-            result = await list_page(tables, query, query.after or None)
-        except RefusedView as refused:
-            annotate(request, decision=refused.reason.name.lower())
-            raise AccessDenied() from None
+        result = await listed(tables, query, request)
         document = xml.list_objects_v2 if query.version == 2 else xml.list_objects_v1
         body = document(result, query, bucket=self.services.settings.addressing.bucket)
         return Answer(200, ((REGION_HEADER, self.services.settings.region), *XML), body)
@@ -62,3 +61,12 @@ class BucketResource(S3Resource):
         return ListedTable(
             table.alias, gate.listable(table.alias), lambda prefix: gate.visibility(table, prefix)
         )
+
+
+async def listed(tables: Sequence[ListedTable], query: ListQuery, request: EdgeRequest) -> ListResult:
+    """The page that a query asks for. Raises AccessDenied for a closed table, and tells the audit log why."""
+    try:
+        return await list_page(tables, query, query.after or None)
+    except RefusedView as refused:
+        annotate(request, decision=refused.reason.name.lower())
+        raise AccessDenied() from None

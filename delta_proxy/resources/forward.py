@@ -22,9 +22,9 @@ from delta_proxy.access.principals import Principals
 from delta_proxy.config import AuthMode
 from delta_proxy.delta.gate import GrantedTable, Served, Use
 from delta_proxy.resources.base import XML, Answer, AnyAnswer, Fields, S3Resource, Streamed, annotate
-from delta_proxy.resources.bucket import CREATED
+from delta_proxy.resources.bucket import CREATED, listed
 from delta_proxy.resources.forward_writes import ForwardedWrite
-from delta_proxy.resources.listing import ListedTable, list_page
+from delta_proxy.resources.listing import ListedTable
 from delta_proxy.resources.object import ObjectResource
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
@@ -174,7 +174,7 @@ class ForwardResource(S3Resource):
             case Operation.LIST_OBJECTS | Operation.LIST_OBJECTS_V2:
                 upstream.discard()
                 self.describe_key(self.s3.param("prefix") or "", principal, request)
-                return await self._list(principal, access_key)
+                return await self._list(principal, access_key, request)
             case Operation.LIST_BUCKETS:
                 upstream.discard()
                 return self._buckets(principal)
@@ -239,10 +239,10 @@ class ForwardResource(S3Resource):
         buckets = {tables[table.alias].bucket for table, _ in self._admitted(principal)}
         return Answer(200, XML, xml.list_buckets(sorted(buckets), created=CREATED))
 
-    async def _list(self, principal: Principal, access_key: str) -> Answer:
+    async def _list(self, principal: Principal, access_key: str, request: EdgeRequest) -> Answer:
         query = ListQuery.parse(self._without_mac())
         tables = [self._listed(table, root) for table, root in self._admitted(principal)]
-        result = await list_page(tables, query, query.after or None)
+        result = await listed(tables, query, request)
         document = xml.list_objects_v2 if query.version == 2 else xml.list_objects_v1
         body = document(result, query, bucket=self.s3.bucket)
         token = encode_token(result.last)

@@ -16,6 +16,7 @@ from delta_proxy.access.policy import EVERYTHING, Reason
 from delta_proxy.access.principals import ConfiguredUser, Principals
 from delta_proxy.config import AuthMode, GetMode
 from delta_proxy.delta.gate import GrantedTable, Refused
+from delta_proxy.delta.views import RefusedView
 from delta_proxy.delta.visibility import WholeTable
 from delta_proxy.resources.forward import Forwarding
 from delta_proxy.resources.root import RootResource
@@ -191,6 +192,15 @@ def test_an_unknown_key_that_the_store_knows_has_what_everyone_has() -> None:
         said = ask(Store(), path, key="AKSTORE")
         assert said.startswith(b"HTTP/1.1 403 ")
         assert b"<Code>AccessDenied</Code>" in said
+
+
+def test_a_listing_of_a_closed_table_is_refused() -> None:
+    class ClosedGate(OpenGate):
+        async def visibility(self, table: GrantedTable, prefix: str) -> WholeTable:
+            raise RefusedView(Reason.UNKNOWN_FEATURE)
+
+    query = (("list-type", "2"), ("prefix", "t/a/"))
+    assert b"403 Forbidden" in ask(Store(), query=query, gate=ClosedGate())
 
 
 def test_a_key_outside_every_table_is_denied_only_when_the_store_has_accepted() -> None:
