@@ -1,9 +1,8 @@
 """LIST as a principal sees it: the store's pages, filtered, in S3's order, cut where the client asked.
 
 Rules (Amazon S3 API, ListObjectsV2): entries are sorted by the UTF-8 bytes of the key; a common prefix counts
-as one entry, stands once, and is not given again after a marker or token that names it. A page may hold fewer
-entries than asked, never none while a visible one follows: it ends with a page of the store once it has half
-of what was asked.
+as one entry, stands once, and is not given again after a marker or token that names it. A page that is not
+the last holds as many entries as asked: where it ends must not tell how many hidden keys lie between.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ async def list_page(tables: Sequence[ListedTable], query: ListQuery, after: str 
 class _Found:
     """The entries found so far, at most `limit` of them.
 
-    `cut` tells that more may follow which are not looked for: half a page now is better than a whole one for
-    which the store lists once more.
+    `cut` tells that more may follow which are not looked for, because a page has no room for them.
     """
 
     __slots__ = ("cut", "entries", "limit")
@@ -93,9 +91,14 @@ class _Found:
         """Take as many of these entries as are wanted."""
         self.entries.extend(islice(entries, self.limit - len(self.entries)))
 
+    @property
+    def missing(self) -> int:
+        """How many fill a page, when it is known that more may follow."""
+        return max(1, self.limit - 1) - len(self.entries)
+
     def cut_short(self) -> None:
-        """More may follow: that is left to the next page when this one is worth giving."""
-        self.cut = len(self.entries) >= max(1, self.limit // 2)
+        """More may follow: that is left to the next page when this one is full."""
+        self.cut = self.missing <= 0
 
 
 def name_of(entry: Entry) -> str:
@@ -170,8 +173,9 @@ class _Scan:
         """Add the visible entries after the entry `after`, a path relative to the table root."""
         start: str | None = self._beyond(after or "")
         # What is visible is asked for beside the first page: each is a request to the store.
-        visibility, page = await both(self.see(), self._list(start or ""))
+        visibility, page = await both(self.see(), self._list(start or "", UPSTREAM_PAGE))
         while start is not None:
+            before = found.missing
             served = visibility.served(page.objects, await visibility.unserved(page.objects))
             if page.prefixes:
                 await self._collect_groups(page, served, visibility, after, found)
@@ -184,7 +188,7 @@ class _Scan:
                 found.cut_short()
                 if found.full:
                     return
-                page = await self._list(start)
+                page = await self._list(start, _likely(found.missing, before - found.missing, page))
 
     async def _collect_groups(
         self,
@@ -204,10 +208,8 @@ class _Scan:
             if found.full:
                 return
 
-    async def _list(self, start: str) -> ListPage:
-        return await self.store.list(
-            self.prefix, delimiter=self.delimiter, start_after=start, max_keys=UPSTREAM_PAGE
-        )
+    async def _list(self, start: str, most: int) -> ListPage:
+        return await self.store.list(self.prefix, delimiter=self.delimiter, start_after=start, max_keys=most)
 
     def _keys(
         self, objects: Iterable[ListedObject], served: Mapping[str, str], after: str | None
@@ -242,8 +244,17 @@ class _Scan:
         last = max((*map(_path, page.objects), *page.prefixes), default=None)
         if last is None:
             return None
-        target = visibility.next_after(last, self.prefix)
-        return None if target is None else max(self._beyond(last), _just_before(target))
+        beyond = self._beyond(last)
+        target = visibility.next_after(beyond, self.prefix)
+        return None if target is None else max(beyond, _just_before(target))
+
+
+def _likely(missing: int, shown: int, page: ListPage) -> int:
+    """How many keys of the store hold what is missing, when about as many are shown as were of the last
+    page; twice that, for asking once more costs more.
+    """
+    listed = len(page.objects) + len(page.prefixes)
+    return min(UPSTREAM_PAGE, 2 * missing * listed // max(1, shown))
 
 
 def _just_before(name: str) -> str:
