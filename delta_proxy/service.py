@@ -491,10 +491,9 @@ class ProxyService(MultiService):
         try:
             await self.check_grants(self._config, frozenset(self._config.table_mapping))
         except PolicyError as error:
-            if self._end is not None:
-                self._end.refuse(f"{error}")
-            give_up(self._reactor, f"{error}")
-            return
+            if self._end is None or self._end.refuse(f"{error}"):
+                give_up(self._reactor, f"{error}")
+                return
         if self._end is not None:
             self._end.up()
 

@@ -67,7 +67,8 @@ class Given:
 
     `start` is the text of the configuration that the parent started with, `current` of the one in force;
     `listener` the descriptor of the socket that listens; `log` the file that standard error is, if it is one;
-    `list_key` what vouches for list tokens in all workers, on the link in hexadecimal.
+    `list_key` what vouches for list tokens in all workers, on the link in hexadecimal; `replaces` says that
+    workers were up before.
     """
 
     number: int
@@ -76,6 +77,7 @@ class Given:
     listener: int
     log: str | None
     list_key: bytes = attrs.field(converter=_of_hex, repr=False)
+    replaces: bool = False
 
     def config(self, environ: Mapping[str, str]) -> Config:
         """The configuration in force. Raises ConfigError."""
@@ -111,9 +113,16 @@ class WorkerEnd:
         """Tell that requests are answered."""
         self._link.send({"up": True})
 
-    def refuse(self, problem: str) -> None:
-        """Tell why this worker cannot start."""
+    def refuse(self, problem: str) -> bool:
+        """Whether a grant that cannot be meant keeps this worker from starting; then the parent is told.
+
+        One that takes the place of another goes on: what denies beside it denies here too.
+        """
+        if self.given.replaces:
+            _log.error("a grant gives nothing: {problem}", problem=problem)
+            return False
         self._link.send({"refused": problem})
+        return True
 
     async def close(self) -> None:
         """Say what is still to be said, and part."""

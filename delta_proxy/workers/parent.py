@@ -111,6 +111,11 @@ class ParentService(MultiService):
         """The configuration in force."""
         return self._config
 
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """The places of the workers."""
+        return self._supervisor.workers
+
     def setServiceParent(self, parent: Any) -> None:
         """Make the application log to the file that the workers write as well, if it is a file."""
         if self._log_file is not None and isinstance(parent, Componentized):
@@ -245,6 +250,7 @@ class ParentService(MultiService):
             "listener": LISTENER,
             "log": self._setting.log,
             "list_key": self._list_key.hex(),
+            "replaces": self._supervisor.was_up,
         }
 
 

@@ -125,6 +125,16 @@ def test_a_list_token_of_one_worker_holds_for_every_other(tmp_path: pathlib.Path
     assert len(one) == 32
 
 
+def test_a_worker_is_told_whether_others_were_up_before(tmp_path: pathlib.Path) -> None:
+    with parent_of_two(tmp_path) as (parent, reactor):
+        (worker, _) = parent.workers
+        parent.spawn(worker)
+        worker.received({"up": True})
+        parent.spawn(worker)
+    told = [json.loads(sent.value()[4:])["replaces"] for sent in reactor.sent]
+    assert told == [False, True]
+
+
 def test_the_key_of_list_tokens_is_told_on_the_link_alone(tmp_path: pathlib.Path) -> None:
     given, started = given_to_workers(tmp_path)
     ours, theirs = socket.socketpair()

@@ -203,16 +203,28 @@ class Connected:
         return got
 
 
-@pytest.fixture
-def worker() -> tuple[Proxy, Connected]:
+def attached(*, replaces: bool = False) -> tuple[WorkerEnd, Proxy, Connected]:
     ours, theirs = socket.socketpair()
     with ours:
         given = {"number": 1, "start": text(), "current": text(), "listener": 4, "log": None}
-        send_now(ours, {**given, "list_key": "00"})
+        send_now(ours, {**given, "list_key": "00", "replaces": replaces})
         end = WorkerEnd(theirs.detach(), ENVIRON)
     proxy, parent = Proxy(), Connected()
     end.attach(proxy, parent)
+    return end, proxy, parent
+
+
+@pytest.fixture
+def worker() -> tuple[Proxy, Connected]:
+    _, proxy, parent = attached()
     return proxy, parent
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_grant_that_cannot_be_meant_keeps_only_the_first_workers_from_starting(replaces: bool) -> None:
+    end, _, parent = attached(replaces=replaces)
+    assert end.refuse("no partition column") is not replaces
+    assert (b"refused" in parent.transport.value()) is not replaces
 
 
 def test_a_worker_answers_what_it_is_asked(worker: tuple[Proxy, Connected]) -> None:
