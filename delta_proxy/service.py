@@ -48,6 +48,7 @@ from delta_proxy.exposure import say_what_is_open
 from delta_proxy.identity import Identity
 from delta_proxy.logs import LogFormat, install
 from delta_proxy.metrics import CONTENT_TYPE, Metrics, Moment
+from delta_proxy.ports import UnusablePort, check_ports
 from delta_proxy.reload import Reload
 from delta_proxy.resources.auditing import record_decision
 from delta_proxy.resources.head import HeadLimits
@@ -109,6 +110,8 @@ class Options(usage.Options):
             self.loaded = parse(self.text, str(self.file), os.environ)
         except ConfigError as error:
             raise SystemExit(f"{_NAME}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{_NAME}: --worker is for the proxy's own use: {error}") from None
 
     def load(self) -> Config:
         """The configuration as it stands now. Raises ConfigError."""
@@ -123,10 +126,11 @@ def makeService(options: Options) -> IService:
     try:
         if options.end is not None:
             return ProxyService(options.loaded, reactor, end=options.end, log=log)
+        check_ports(options.loaded)
         if options.loaded.workers > 1:
             return make_parent(options, reactor)
         return ProxyService(options.loaded, reactor, options.load, log=log)
-    except (UnusableCertificate, UnusableDirectory, UnusableAudit) as error:
+    except (UnusableAudit, UnusableCertificate, UnusableDirectory, UnusablePort) as error:
         raise SystemExit(f"{_NAME}: {error}") from None
 
 
@@ -521,7 +525,8 @@ class ProxyService(MultiService):
 
 def give_up(reactor: Any, problem: str) -> None:
     """End the process with status 1; twistd itself knows only 0 and signals."""
-    print(f"{_NAME}: {problem}", file=sys.stderr, flush=True)
+    # Not sys.stderr, which twistd has made a part of the log.
+    print(f"{_NAME}: {problem}", file=sys.__stderr__, flush=True)
     _log.critical("{problem}", problem=problem)
     atexit.register(os._exit, 1)
     stop_once(reactor)

@@ -122,14 +122,18 @@ def unknown_key(key: str, known: Mapping[str, object]) -> Invalid:
     return Invalid(f"unknown key {quoted(key)}{hint}")
 
 
+def _refuse_unknown(value: Mapping[str, object], known: Mapping[str, object]) -> None:
+    for key in value:
+        if key not in known:
+            raise unknown_key(key, known)
+
+
 def present(value: object, cls: type, converter: cattrs.Converter) -> dict[str, Any]:
     """The fields of the class that an object gives, structured, by field name. Raises Invalid."""
     if not isinstance(value, dict):
         raise Invalid(f"expected an object, found {kind_of(value)}")
     fields, found = fields_of(cls), {}
-    for key in value:
-        if key not in fields:
-            raise unknown_key(key, fields)
+    _refuse_unknown(value, fields)
     for key, item in value.items():
         with at(key):
             found[fields[key].name] = converter.structure(item, typing.cast(Any, fields[key].type))
@@ -192,9 +196,13 @@ def _structure_enum(value: Any, cls: Any) -> Any:
 
 def _class_hook(cls: type[T], converter: cattrs.Converter) -> _Hook:
     def structure(value: Any, _: Any) -> T:
-        for key, field in fields_of(cls).items():
-            if field.default is attrs.NOTHING and isinstance(value, dict) and key not in value:
-                raise Invalid(f"missing key {quoted(key)}")
+        if isinstance(value, dict):
+            fields = fields_of(cls)
+            # First: what is missing may be there, spelt wrong.
+            _refuse_unknown(value, fields)
+            for key, field in fields.items():
+                if field.default is attrs.NOTHING and key not in value:
+                    raise Invalid(f"missing key {quoted(key)}")
         return cls(**present(value, cls, converter))
 
     return structure

@@ -13,7 +13,7 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-
 
 
 class UnusableCertificate(ValueError):
-    """A certificate or key that TLS cannot use; the text says which file and why."""
+    """A certificate or key that TLS cannot use; the text says which key, which file and why."""
 
 
 def server_context(certificate: pathlib.Path, private_key: pathlib.Path) -> IOpenSSLContextFactory:
@@ -23,7 +23,7 @@ def server_context(certificate: pathlib.Path, private_key: pathlib.Path) -> IOpe
     """
     chain = [_load(certificate, block) for block in _CERTIFICATE.findall(certificate.read_bytes())]
     if not chain:
-        raise UnusableCertificate(f"{certificate}: holds no PEM certificate")
+        raise UnusableCertificate(f"tls.certificate: {certificate} holds no PEM certificate")
     try:
         key = crypto.load_privatekey(crypto.FILETYPE_PEM, private_key.read_bytes())
         options = CertificateOptions(
@@ -35,7 +35,7 @@ def server_context(certificate: pathlib.Path, private_key: pathlib.Path) -> IOpe
         )
         options.getContext().check_privatekey()
     except (crypto.Error, SSL.Error, ValueError, TypeError) as error:
-        raise UnusableCertificate(f"{private_key}: {_reason(error)}") from None
+        raise UnusableCertificate(f"tls.privateKey: {private_key}: {_reason(error)}") from None
     return options
 
 
@@ -43,7 +43,7 @@ def _load(file: pathlib.Path, block: bytes) -> crypto.X509:
     try:
         return crypto.load_certificate(crypto.FILETYPE_PEM, block)
     except crypto.Error as error:
-        raise UnusableCertificate(f"{file}: {_reason(error)}") from None
+        raise UnusableCertificate(f"tls.certificate: {file}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

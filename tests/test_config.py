@@ -274,6 +274,10 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
         ({"interface": "localhost"}, 'interface: expected an IP address, or "" for all, found "localhost"'),
         ({"tls": {"certificate": "/nowhere"}}, 'tls: missing key "privateKey"'),
         (
+            {"tls": {"certificate": "/nowhere", "privatKey": "/nowhere"}},
+            'tls: unknown key "privatKey"; did you mean "privateKey"?',
+        ),
+        (
             {"tls": {"certificate": "/nowhere", "privateKey": "/nowhere"}},
             "tls.certificate: cannot read /nowhere: No such file or directory",
         ),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, cast
 
+import attrs
 import pytest
 from twisted.internet.defer import Deferred
 
+from delta_proxy.config import Config, parse
+from delta_proxy.ports import UnusablePort, check_ports
 from delta_proxy.s3.errors import ServiceUnavailable
 from delta_proxy.s3.sigv4 import Credentials
 from delta_proxy.service import CredentialCheck, log_maker, reopening
@@ -78,3 +82,30 @@ def test_the_log_is_the_proxys_own_unless_twistd_was_told_another(
     options: dict[str, Any], *, ours: bool
 ) -> None:
     assert (log_maker(options) is not None) == ours
+
+
+@pytest.fixture
+def config() -> Config:
+    return parse(
+        '{"tableMapping": {"t": "s3://bucket/t"}, "port": 0, "metricsPort": 0}', "test", {"HOME": "/"}
+    )
+
+
+@pytest.mark.parametrize(("field", "key"), [("port", "port"), ("metrics_port", "metricsPort")])
+def test_a_port_that_is_taken_is_told_with_its_key(config: Config, field: str, key: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            UnusablePort, match=f"^{key}: cannot listen on port {port} of 127.0.0.1: .+ in use"
+        ):
+            check_ports(attrs.evolve(config, **{field: port}))
+
+
+def test_ports_that_are_free_are_left_free(config: Config) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    check_ports(attrs.evolve(config, port=port))
+    check_ports(attrs.evolve(config, port=port))

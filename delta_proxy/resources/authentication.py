@@ -15,6 +15,7 @@ from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.access.permission_feed import Unavailable
 from delta_proxy.access.principals import Known, Principals
 from delta_proxy.access.sts import SessionTokens, is_session_key
+from delta_proxy.resources.refusals import NO_SIGNATURE
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.errors import AccessDenied, InvalidAccessKeyId, InvalidToken, ServiceUnavailable
@@ -52,7 +53,7 @@ class SigV4Authenticator:
         """What the signed chunks of an authenticated request's body are verified with. Raises S3Error."""
         found = presented(s3)
         if found is None:
-            raise AccessDenied
+            raise AccessDenied(NO_SIGNATURE)
         return ChunkSigning.of(found, self._find(found, self.now()).secret.value, self.keys)
 
     def caller(self, s3: S3Request, request: EdgeRequest, body_sha256: str) -> Principal:
@@ -62,7 +63,7 @@ class SigV4Authenticator:
     def _presented(self, s3: S3Request, request: EdgeRequest) -> Presented:
         found = presented(s3)
         if found is None:
-            raise AccessDenied
+            raise AccessDenied(NO_SIGNATURE)
         request.note.auth, request.note.access_key = _NAMES[_kind(found)], found.access_key
         return found
 

@@ -9,9 +9,10 @@ from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.delta.views import RefusedView
 from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource, annotate
 from delta_proxy.resources.listing import ListedTable, list_page
+from delta_proxy.resources.refusals import denied
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.s3 import xml
-from delta_proxy.s3.errors import AccessDenied, NotImplementedByProxy
+from delta_proxy.s3.errors import NotImplementedByProxy
 from delta_proxy.s3.listing import ListQuery
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.xml import ListResult
@@ -69,4 +70,4 @@ async def listed(tables: Sequence[ListedTable], query: ListQuery, request: EdgeR
         return await list_page(tables, query, query.after or None)
     except RefusedView as refused:
         annotate(request, decision=refused.reason.name.lower())
-        raise AccessDenied() from None
+        raise denied(refused.reason) from None

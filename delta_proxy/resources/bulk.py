@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from delta_proxy.access.identity import Principal
-from delta_proxy.access.writing import writing_barred
+from delta_proxy.access.writing import Bar, writing_barred
 from delta_proxy.resources.base import XML, Answer, AnyAnswer, S3Resource
 from delta_proxy.resources.bodies import whole
+from delta_proxy.resources.refusals import barred
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.writes import body_of
 from delta_proxy.resources.writing import Writing, admitted, line_for_each
@@ -52,7 +53,7 @@ class BulkResource(S3Resource):
 
     async def _delete(self, principal: Principal, request: EdgeRequest) -> Answer:
         if not any(self._writable(principal)):
-            raise AccessDenied
+            raise barred(Bar.RESTRICTED)
         payload = body_of(self.services, self.s3, request)
         if not announces_checksum(self.s3) and payload.sha256 is None:
             raise InvalidRequest("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
@@ -82,7 +83,7 @@ class BulkResource(S3Resource):
             writer = await admitted(self.services, principal, alias, request, self.s3)
             return await self._deleted(writer, alias, keys)
         except AccessDenied as error:
-            return {key: Deleted(key, error.code, error.default_message) for key in keys}
+            return {key: Deleted(key, error.code, error.message) for key in keys}
 
     async def _deleted(self, writer: TableWriter, alias: str, keys: Mapping[str, str]) -> dict[str, Deleted]:
         outcomes = {key: Deleted(key) for key in keys}

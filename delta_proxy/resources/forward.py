@@ -18,6 +18,7 @@ import attrs
 
 from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.access.permission_feed import Unavailable
+from delta_proxy.access.policy import Reason
 from delta_proxy.access.principals import Principals
 from delta_proxy.config import AuthMode
 from delta_proxy.delta.gate import GrantedTable, Served, Use
@@ -26,6 +27,7 @@ from delta_proxy.resources.bucket import CREATED, listed
 from delta_proxy.resources.forward_writes import ForwardedWrite
 from delta_proxy.resources.listing import ListedTable
 from delta_proxy.resources.object import ObjectResource
+from delta_proxy.resources.refusals import NO_SIGNATURE, denied
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3 import xml
@@ -138,7 +140,7 @@ class ForwardResource(S3Resource):
     def _access_key(self, request: EdgeRequest) -> str:
         found = presented(self.s3)
         if found is None:
-            raise AccessDenied
+            raise AccessDenied(NO_SIGNATURE)
         annotate(request, auth=AuthKind.FORWARD.value, access_key=found.access_key)
         if MODE_HEADER in found.signed_headers:
             raise InvalidRequest(f"{MODE_HEADER} is not sent to the store, so it must not be signed.")
@@ -231,7 +233,7 @@ class ForwardResource(S3Resource):
         ]
         admitted = [(table, root) for table, root in opened if isinstance(table, GrantedTable)]
         if not admitted:
-            raise AccessDenied
+            raise denied(Reason.NO_GRANT)
         return admitted
 
     def _buckets(self, principal: Principal) -> Answer:

@@ -14,6 +14,7 @@ from delta_proxy.access.identity import Principal
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.resources.base import AnyAnswer, annotate
 from delta_proxy.resources.bodies import whole
+from delta_proxy.resources.refusals import OTHER_SOURCE
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.writing import admitted, by_alias, line_for_each
 from delta_proxy.s3 import write_xml
@@ -105,7 +106,7 @@ class ForwardedWrite:
         opened = self._services.gate.open(principal, alias)
         if not isinstance(opened, GrantedTable) or not opened.grant.is_everything:
             annotate(self._request, decision="restricted_source", reason=f"the source is {source.key}")
-            raise AccessDenied
+            raise AccessDenied(OTHER_SOURCE)
         self._services.tables[alias].location.object_key(path)
 
     async def _deleted(self, principal: Principal) -> tuple[list[tuple[str, str]], Source]:

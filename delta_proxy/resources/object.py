@@ -17,8 +17,9 @@ from delta_proxy.resources.base import (
 )
 from delta_proxy.resources.customer_keys import FIELDS, TOLD, brings_key, check_key_is_safe
 from delta_proxy.resources.files import override, plan
+from delta_proxy.resources.refusals import denied
 from delta_proxy.resources.server import EdgeRequest
-from delta_proxy.s3.errors import AccessDenied, NoSuchKey, NotImplementedByProxy, S3Error
+from delta_proxy.s3.errors import NoSuchKey, NotImplementedByProxy, S3Error
 from delta_proxy.s3.headers import Headers
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import split_key
@@ -105,7 +106,7 @@ class ObjectResource(S3Resource):
     def _refusal(self, verdict: Refused | Absent, request: EdgeRequest) -> S3Error:
         if isinstance(verdict, Refused):
             annotate(request, decision=verdict.reason.name.lower())
-            return AccessDenied()
+            return denied(verdict.reason)
         annotate(request, decision="absent")
         return NoSuchKey(fields={"Key": self.s3.key})
 

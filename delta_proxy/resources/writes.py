@@ -15,6 +15,7 @@ from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.resources.base import XML, Answer, AnyAnswer, Fields, S3Resource, annotate
 from delta_proxy.resources.bodies import for_store, whole
 from delta_proxy.resources.customer_keys import check_key_is_safe
+from delta_proxy.resources.refusals import OTHER_SOURCE
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.resources.waiting import kept_waiting
@@ -162,7 +163,7 @@ class _Write:
         opened = self.services.gate.open(self._principal, alias)
         if not isinstance(opened, GrantedTable) or not opened.grant.is_everything:
             annotate(self._request, decision="restricted_source", reason=f"the source is {source.key}")
-            raise AccessDenied
+            raise AccessDenied(OTHER_SOURCE)
         location = self.services.tables[alias].location
         if not path:
             raise NoSuchKey(fields={"Key": source.key})

@@ -13,10 +13,11 @@ from delta_proxy.delta.commit_probe import CommitProbes
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.delta.write_marks import is_of_the_log
 from delta_proxy.resources.base import S3Resource, annotate
+from delta_proxy.resources.refusals import barred
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Services
 from delta_proxy.s3.cors import is_foreign
-from delta_proxy.s3.errors import AccessDenied, MethodNotAllowed
+from delta_proxy.s3.errors import MethodNotAllowed
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.spool import DeferToPool
 from delta_proxy.upstream.writer import TableWriter
@@ -100,7 +101,7 @@ def let_in(services: Services, principal: Principal, alias: str, request: EdgeRe
     annotate(request, decision=bar.name.lower(), reason=bar.value)
     if bar is Bar.READ_ONLY_PROXY:
         raise MethodNotAllowed("The proxy is read-only.")
-    raise AccessDenied
+    raise barred(bar)
 
 
 async def admitted(

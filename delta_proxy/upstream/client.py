@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import attrs
 from attrs import field, frozen
@@ -96,6 +96,8 @@ LOST = (
     TookTooLong,
 )
 _REFUSED = "the store refused the proxy's credentials"
+# Faults of what a client sent, and what the trial of a store asks for.
+_OF_THE_BODY: Final = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})
 
 _log = Logger()
 
@@ -658,15 +660,14 @@ def error_for(status: int, headers: Headers) -> S3Error:
 
 def log_refusal(status: int, uri: str, request: StoreRequest, code: str, message: str) -> None:
     """Tell the operator what the store said, but for what is an ordinary answer."""
-    if status in {304, 412, 416} or (status == 404 and code in {"", "NoSuchKey"}):
+    if status in {304, 412, 416} or code in _OF_THE_BODY or (status == 404 and code in {"", "NoSuchKey"}):
         return
     _log.warn(
-        "{uri}: the store answered {operation} with {status} {code}: {text}",
+        "{uri}: the store answered {operation} with {status} {told}",
         uri=uri,
         operation=request.operation,
         status=status,
-        code=code,
-        text=message[:500],
+        told=": ".join(filter(None, (code, message[:500]))),
     )
 
 

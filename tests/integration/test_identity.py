@@ -32,6 +32,7 @@ from delta_proxy.access.keys import SecretKeys, generate_key
 from delta_proxy.access.permissions import PermissionStore, database_engine
 from delta_proxy.access.snapshot import PrincipalKind
 from delta_proxy.demo import script
+from delta_proxy.resources.refusals import NO_SIGNATURE
 from tests.access.oidc_issuer import AUDIENCE, Issuer, serving
 from tests.databases import kind, migrated, postgres, postgres_schema, sqlite_schema
 from tests.ports import free_port
@@ -293,7 +294,7 @@ def test_who_proves_nothing_learns_nothing(proxy: Proxy) -> None:
         f"/{demo.PROXY_BUCKET}/no-such-table/key",
         log,
     ]
-    assert {told("GET", target) for target in targets} == {(403, "AccessDenied: Access Denied")}
+    assert {told("GET", target) for target in targets} == {(403, f"AccessDenied: {NO_SIGNATURE}")}
     assert {request(proxy, "HEAD", target).status for target in targets[3:]} == {403}
     assert {told("PUT", target)[0] for target in targets[4:]} == {403}
     assert told("GET", log + "?acl") == told("GET", f"/{demo.PROXY_BUCKET}/no/such?acl")

@@ -80,13 +80,17 @@ def test_a_bad_override_in_the_environment_is_one_clear_line_and_a_failure(
     assert name in output
 
 
-def test_a_port_that_is_taken_is_told_and_a_failure(moto_store: Store, tmp_path: pathlib.Path) -> None:
+def test_a_port_that_is_taken_is_one_clear_line_and_a_failure(
+    moto_store: Store, tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / "config.json"
     port = int(moto_store.netloc.partition(":")[2])
     path.write_text(json.dumps({**GOOD, "port": port, "cache": {"directory": str(tmp_path / "cache")}}))
     done = twistd(path)
+    output = (done.stdout + done.stderr).strip()
     assert done.returncode != 0
-    assert str(port) in done.stdout + done.stderr
+    assert len(output.splitlines()) == 1, output
+    assert f"port: cannot listen on port {port} of 127.0.0.1" in output
 
 
 def test_a_policy_about_a_column_that_is_no_partition_column_is_an_error_at_start(

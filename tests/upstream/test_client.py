@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.web.client import Agent
 
 from delta_proxy.s3.errors import (
@@ -23,6 +24,7 @@ from delta_proxy.s3.errors import (
     ServiceUnavailable,
 )
 from delta_proxy.s3.sigv4 import Credentials
+from delta_proxy.upstream.client import StoreRequest, log_refusal
 from delta_proxy.upstream.credentials import StaticCredentials
 from delta_proxy.upstream.origin import address, parse_endpoint
 from delta_proxy.upstream.retry import RetryPolicy, Timeouts
@@ -504,3 +506,21 @@ async def test_any_agent_will_do(rig: Rig, make_store: MakeStore) -> None:
     await (await rig.table(store.endpoint).open("GET", "x")).send_body(consumer)
 
     assert consumer.body == BODY
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        (400, "XAmzContentSHA256Mismatch", []),
+        (400, "BadDigest", []),
+        (404, "NoSuchKey", []),
+        (404, "NoSuchBucket", ["s3://b/t: the store answered PutObject with 404 NoSuchBucket"]),
+        (403, "AccessDenied", ["s3://b/t: the store answered PutObject with 403 AccessDenied"]),
+    ],
+)
+def test_the_operator_reads_of_what_only_the_operator_can_mend(
+    status: int, code: str, told: list[str]
+) -> None:
+    with capturedLogs() as said:
+        log_refusal(status, "s3://b/t", StoreRequest("PutObject", "PUT", "t/x"), code, "")
+    assert [formatEvent(event) for event in said] == told
