@@ -122,7 +122,8 @@ class Forwarder:
 
         A connection that is lost before there was an answer is tried again. Raises ServiceUnavailable when
         the store does not answer, SlowDown when too many requests are in flight, InvalidURI for a target that
-        HTTP cannot carry, InvalidRequest when Connection names a field of the signature.
+        HTTP cannot carry or that stores read in two ways, InvalidRequest when Connection names a field of the
+        signature.
         """
         url = _url(route, s3)
         slot = await self._upstream.slots(route.store).acquire(streamed=s3.method == "GET")
@@ -229,6 +230,9 @@ def _url(route: Route, s3: S3Request) -> bytes:
 
 
 def _target(s3: S3Request) -> bytes:
+    if b"+" in s3.raw_path:
+        # AWS takes it for a space, and would serve another object than was judged. SDKs encode it.
+        raise InvalidURI
     target = s3.raw_path + (b"?" + s3.raw_query if s3.raw_query else b"")
     # Agent would refuse it by an error that is no answer.
     if not _PRINTABLE.fullmatch(target):

@@ -207,6 +207,18 @@ def test_a_target_that_http_cannot_carry_is_refused() -> None:
         result_of(forwarder(Agent(), Clock()).send(ROUTE, s3))
 
 
+def test_a_plus_that_a_store_would_take_for_a_space_is_not_sent() -> None:
+    agent = Agent()
+    s3 = parsed(b"http://minio.test:9000/lake/t/p=R+D/x", (b"Host", b"minio.test:9000"))
+    for sent in (
+        forwarder(agent, Clock()).send(ROUTE, s3),
+        forwarder(agent, Clock()).write(ROUTE, s3, 0, None),
+    ):
+        with pytest.raises(InvalidURI):
+            result_of(sent)
+    assert agent.asked == []
+
+
 def test_the_names_of_one_store_share_its_places_however_many_a_client_makes_up() -> None:
     agent = Agent(Deferred())
     any_agent: Any = agent
