@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from delta_proxy.access.identity import AuthKind, Principal
 from delta_proxy.config import GetMode
 from delta_proxy.delta.gate import Absent, GrantedTable, Refused, Served, Use, Verdict
@@ -174,7 +176,7 @@ class ObjectResource(S3Resource):
         return Answer(307, (("location", url), ("cache-control", "no-store")))
 
     async def _stream(self, client: TableClient, path: str) -> Streamed:
-        headers = tuple((name, value) for name, value in self.s3.headers.items if name in _SENT_ON)
+        headers = tuple([pair for pair in self.s3.headers.items if pair[0] in _SENT_ON])
         upstream = await client.open(self.s3.method, path, headers=headers, query=self._read_query())
         return Streamed(upstream.status, _handed_back(upstream.headers), upstream)
 
@@ -188,8 +190,9 @@ class ObjectResource(S3Resource):
 
 
 def _handed_back(headers: Headers) -> Fields:
-    return tuple(
-        (name, value)
-        for name, value in headers.items
-        if name in _HANDED_BACK or name.startswith(_HANDED_BACK_PREFIXES)
-    )
+    return tuple([pair for pair in headers.items if _is_handed_back(pair[0])])
+
+
+@lru_cache(maxsize=256)
+def _is_handed_back(name: str) -> bool:
+    return name in _HANDED_BACK or name.startswith(_HANDED_BACK_PREFIXES)

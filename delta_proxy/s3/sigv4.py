@@ -195,12 +195,11 @@ def sign(  # noqa: PLR0917 - the parts of a request, in the order of the canonic
     for it.
     """
     timestamp = timestamp_of(now)
-    added = [("x-amz-date", timestamp)]
-    if service == "s3":
-        added.append(("x-amz-content-sha256", payload_hash))
-    if credentials.session_token is not None:
-        added.append(("x-amz-security-token", credentials.session_token))
-    block, names = canonical_headers([("host", host), *added, *_signable(headers)])
+    hashed = payload_hash if service == "s3" else None
+    added, block, names = _own_fields(host, timestamp, hashed, credentials.session_token)
+    more = _signable(headers)
+    if more:
+        block, names = canonical_headers([("host", host), *added, *more])
     canonical = canonical_request(method, raw_path, canonical_query(query), block, names, payload_hash)
     scope = f"{timestamp[:8]}/{region}/{service}/{TERMINATOR}"
     signer = keys.signer(credentials.secret_key, timestamp[:8], region, service)
@@ -209,6 +208,17 @@ def sign(  # noqa: PLR0917 - the parts of a request, in the order of the canonic
         f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signed}"
     )
     return (*added, ("authorization", authorization))
+
+
+@lru_cache(maxsize=_SCOPES)
+def _own_fields(
+    host: str, timestamp: str, payload_hash: str | None, session_token: str | None
+) -> tuple[tuple[tuple[str, str], ...], str, str]:
+    """The fields that sign a request, and their canonical form with the host: one for all of a second."""
+    own = (("x-amz-date", timestamp), ("x-amz-content-sha256", payload_hash))
+    told = (*own, ("x-amz-security-token", session_token))
+    added = tuple([(name, value) for name, value in told if value is not None])
+    return added, *canonical_headers([("host", host), *added])
 
 
 def presign(  # noqa: PLR0917

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -178,7 +178,7 @@ class Signed:
     region: str
     moment: datetime
     credentials: sigv4.Credentials
-    added: Mapping[str, str] = field(repr=False)
+    added: Pairs = field(repr=False)
 
     @property
     def url(self) -> str:
@@ -502,7 +502,7 @@ class TableClient:
     async def signed(self, request: StoreRequest) -> Signed:
         """The request, signed now. Raises S3Error when there are no credentials."""
         credentials = await self._credentials.get()
-        region = await self._signing_region()
+        region = self._region or await self._signing_region()
         now = self._now()
         at = address(self.location.store, region, self.location.bucket, request.key)
         signed = sigv4.sign(
@@ -522,7 +522,7 @@ class TableClient:
         plain = () if request.control else (("accept-encoding", "identity"),)
         target = _with_query(at, request.query)
         fields = (*own, *plain, *request.headers, *signed)
-        return Signed(at, target, fields, region, now, credentials, dict(signed))
+        return Signed(at, target, fields, region, now, credentials, signed)
 
     async def _signing_region(self) -> str:
         if self._region is None:

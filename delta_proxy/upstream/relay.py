@@ -1,7 +1,7 @@
 """Object bytes from the store to a consumer: back-pressure, resumption of cut bodies, abortion without delay.
 
 The bytes go from the connection straight to the consumer; nothing is kept between. A consumer that pauses
-stops the reading from the store's socket, so at most what one read has brought (64 KiB) is on its way.
+stops the reading from the store's socket, so at most what one read has brought (some 64 KiB) is on its way.
 """
 
 from __future__ import annotations

@@ -199,10 +199,11 @@ class TableWriter:
         return functools.partial(body.feed, self._chunk_signing(signed))
 
     def _chunk_signing(self, signed: Signed) -> ChunkSigning:
-        timestamp = signed.added["x-amz-date"]
+        added = dict(signed.added)
+        timestamp = added["x-amz-date"]
         scope = f"{timestamp[:8]}/{signed.region}/s3/aws4_request"
         key = self._upstream.keys.get(signed.credentials.secret_key, timestamp[:8], signed.region, "s3")
-        return ChunkSigning(key, timestamp, scope, signed.added["authorization"].rpartition("=")[2])
+        return ChunkSigning(key, timestamp, scope, added["authorization"].rpartition("=")[2])
 
     async def _outcome(self, request: StoreRequest, signed: Signed, response: IResponse) -> Written | Refusal:
         answer = UpstreamResponse(
