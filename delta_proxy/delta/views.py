@@ -40,6 +40,7 @@ from delta_proxy.delta.masks import GrantMask, GrantMasks, closed
 from delta_proxy.delta.paths import LOG_DIRECTORY, LogFile, LogKind, TableRoot
 from delta_proxy.delta.scan import LogContent, Scanner
 from delta_proxy.delta.segment import Bits
+from delta_proxy.delta.sidecars import ManifestId, SidecarNames
 from delta_proxy.delta.view_grant import Columns, StaleIndex, ViewError, ViewGrant
 from delta_proxy.delta.view_history import lost, view_grant
 from delta_proxy.delta.view_names import view_file
@@ -209,12 +210,11 @@ class LogViews:
         self._masks = masks
         self._defer_to_pool = defer_to_pool
         self._now = now
-        self._manifests: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._hints: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
         # Of each table: the hint as last read, and the reading of it.
         self._last_hints: dict[str, SmallObject] = {}
         self._hint_reads: dict[str, Successive[SmallObject]] = {}
-        self._sidecars: OrderedDict[tuple[str, str], Columns] = OrderedDict()
+        self._sidecars = SidecarNames()
         self._keys: OrderedDict[tuple[str, str], tuple[weakref.ref[TableIndex], Bits, str]] = OrderedDict()
         self._ahead: OrderedDict[tuple[str, str], Flight[None]] = OrderedDict()
 
@@ -441,12 +441,13 @@ class LogViews:
 
     async def _sidecar_columns(self, table: TableViews, file: LogFile) -> Columns:
         """The partition columns of the newest checkpoint that names a sidecar, else NoSuchKey."""
-        slot = (table.identity, file.name)
-        if slot not in self._sidecars:
+        name = file.name.rpartition("/")[2]
+        if self._sidecars.columns(table.identity, name) is None:
             await self._read_manifests(table)
-        if slot not in self._sidecars:
+        columns = self._sidecars.columns(table.identity, name)
+        if columns is None:
             raise NoSuchKey()
-        return self._sidecars[slot]
+        return columns
 
     async def _read_manifests(self, table: TableViews) -> None:
         """Take in which sidecars the checkpoints name, each of which is read once."""
@@ -454,15 +455,11 @@ class LogViews:
         for name in sorted(manifests):
             path = LOG_DIRECTORY + name
             stat = await self._stat(table, path)
-            known = (table.identity, name, stat.etag)
-            if known in self._manifests:
-                continue
-            columns: Columns
-            async with self._raw(table, path, stat) as manifest:
-                columns, sidecars = await self._defer_to_pool(_read_manifest, manifest, name, table.root)
-            for sidecar in sidecars:
-                _remember(self._sidecars, (table.identity, f"_sidecars/{sidecar}"), columns)
-            _remember(self._manifests, known, None)
+            manifest = ManifestId(table.identity, name, stat.etag)
+            if not self._sidecars.has_read(manifest):
+                async with self._raw(table, path, stat) as raw:
+                    told = await self._defer_to_pool(_read_manifest, raw, name, table.root)
+                self._sidecars.take(manifest, *told)
 
     async def _last_checkpoint(self, table: TableViews, key: str) -> ViewedFile:
         """The hint, naming a checkpoint that the view has. It may change, so the store is asked each time."""

@@ -258,8 +258,8 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "views: a sidecar that no checkpoint names is absent": (
         "delta.views",
         (
-            "        if slot not in self._sidecars:\n            raise NoSuchKey()",
-            "        if slot not in self._sidecars:\n            return ()",
+            "        if columns is None:\n            raise NoSuchKey()",
+            "        if columns is None:\n            return ()",
         ),
     ),
     "views: a sidecar that no checkpoint names is not listed": (
