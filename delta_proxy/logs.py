@@ -1,7 +1,7 @@
 """What the log looks like, and what must never be in it.
 
-Two nets: `redact_target` and `redact_headers` blank secrets where a request is described; `scrub` runs over
-every finished line of every observer made here, tracebacks included, and blanks what slipped through.
+Two nets: `redact_target` blanks secrets where a request is described; `scrub` runs over every finished line
+of every observer made here, tracebacks included, and blanks what slipped through.
 """
 
 # mypy: allow-untyped-calls
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
@@ -41,17 +40,6 @@ _SECRET_PARAMETERS = frozenset(
         b"signature",
         b"awsaccesskeyid",
         b"webidentitytoken",
-    }
-)
-_SECRET_HEADERS = frozenset(
-    {
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "set-cookie",
-        "x-amz-security-token",
-        "x-amz-copy-source-server-side-encryption-customer-key",
-        "x-amz-server-side-encryption-customer-key",
     }
 )
 _UNPRINTABLE = re.compile(rb"[^!-~]")
@@ -101,11 +89,6 @@ def _printable(target: bytes) -> str:
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     return _UNPRINTABLE.sub(lambda match: b"%%%02X" % match.group()[0], target).decode("ascii")
-
-
-def redact_headers(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Header fields for the log: the values of those that hold credentials blanked."""
-    return tuple((name, HIDDEN if name.lower() in _SECRET_HEADERS else scrub(value)) for name, value in pairs)
 
 
 def scrub(text: str) -> str:

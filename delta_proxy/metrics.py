@@ -85,10 +85,6 @@ class MinuteAverage:
         live = [slot for slot, second in enumerate(self._seconds) if now - WINDOW_SECONDS < second <= now]
         return sum(self._sums[slot] for slot in live), sum(self._counts[slot] for slot in live)
 
-    def mean(self, now: int) -> float:
-        """The mean at a second; 0.0 when the minute holds nothing."""
-        return _mean(self.totals(now))
-
 
 def _mean(totals: tuple[float, int]) -> float:
     total, count = totals

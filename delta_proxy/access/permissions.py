@@ -283,7 +283,9 @@ class PermissionStore:
             )
         made = NewCredentials(user, access_key or _new_access_key(), Secret(secret or _new_secret()))
         if _ACCESS_KEY.match(made.access_key) is None or made.access_key.startswith(SESSION_KEY_PREFIX):
-            raise PermissionsError(f"an access key is 3 to 128 letters and digits, not {SESSION_KEY_PREFIX}…")
+            raise PermissionsError(
+                f"an access key is 3 to 128 letters, digits and _, not {SESSION_KEY_PREFIX}…"
+            )
         row = {
             "id": user,
             "access_key": made.access_key,

@@ -67,7 +67,7 @@ def grant(
         configured=is_configured(desk.config, kind, name),
     )
     record = {"number": number, "principal": principal, "table": alias, "filters": stored, "expires_at": ends}
-    until = "" if ends is None else f" until {ends.isoformat()}"
+    until = "" if ends is None else f" until {ends.isoformat(timespec='seconds')}"
     desk.output.result(record, f"grant {number}: {principal} on {alias}{until}")
 
 

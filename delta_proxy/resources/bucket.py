@@ -69,5 +69,5 @@ async def listed(tables: Sequence[ListedTable], query: ListQuery, request: EdgeR
     try:
         return await list_page(tables, query, query.after or None)
     except RefusedView as refused:
-        annotate(request, decision=refused.reason.name.lower())
+        annotate(request, decision=refused.reason.name.lower(), reason=refused.reason.value)
         raise denied(refused.reason) from None

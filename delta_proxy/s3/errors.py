@@ -115,13 +115,6 @@ class InvalidArgument(S3Error):
     default_message = "Invalid Argument"
 
 
-class InvalidBucketName(S3Error):
-    """A bucket name that no bucket can have."""
-
-    status = 400
-    default_message = "The specified bucket is not valid."
-
-
 class InvalidDigest(S3Error):
     """A Content-MD5 or checksum header that is no digest."""
 

@@ -91,14 +91,6 @@ class PackedPolicyTooLarge(StsError):
     default_message = "The session's groups exceed the size that a session token can carry."
 
 
-class StsAccessDenied(StsError):
-    """A caller that is not known."""
-
-    code = "AccessDenied"
-    status = 403
-    default_message = "Access denied."
-
-
 class StsUnavailable(StsError):
     """The proxy cannot answer now."""
 

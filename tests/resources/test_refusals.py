@@ -8,9 +8,10 @@ import pytest
 
 from delta_proxy.access.policy import NOTHING, Grant, Reason, parse_filters
 from delta_proxy.access.writing import Bar
+from delta_proxy.resources.auditing import audit_record
 from delta_proxy.resources.refusals import barred, denied
 from tests.fakes.writing import WritableStore
-from tests.memory import BUCKET, MemoryProxy
+from tests.memory import BUCKET, NOW, MemoryProxy
 
 OF_A_FILE = {Reason.NOT_GRANTED, Reason.MISSING_VALUE, Reason.UNPARSABLE_VALUE}
 
@@ -43,3 +44,9 @@ def test_the_refused_are_told_what_they_lack(
         method, "/datalake/t/_delta_log/00000000000000000000.json", {"Content-Length": "0"}
     )
     assert (answer.status, says in answer.body.decode()) == (403, True)
+
+
+def test_the_audit_log_has_the_reason_in_words(tmp_path: pathlib.Path) -> None:
+    proxy = MemoryProxy(tmp_path / "cache", {"t": NOTHING}, filtered=False)
+    proxy.get("t/_delta_log/00000000000000000000.json")
+    assert audit_record(proxy.records[-1], NOW).reason == Reason.NO_GRANT.value

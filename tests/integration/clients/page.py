@@ -18,8 +18,9 @@ What each client does through the proxy, unmodified. `bin/test --all` runs every
 directly and through the proxy, in both values of `getMode`, and writes this page.
 
 In the lines to paste, `endpoint` is the proxy (`http://localhost:18080`), `bucket` the virtual bucket
-(`datalake`), `access_key` and `secret_key` a user's, `region` any (`us-east-1`), `style` is `path`, `token`
-is for sessions (else nothing), `key` is an alias and a path. They are the very lines that the tests run.
+(`datalake`), `access_key` and `secret_key` a user's, `region` is `us-east-1` or that of `storage`, `style` is
+`path`, `token` is for sessions (else nothing), `key` is an alias and a path. They are the very lines that the
+tests run. With `tls` the endpoint is `https://`, see [operating](operating.md#tls).
 
 - open: HEAD; list: over several pages; whole: 700 bytes and 24 MiB; ranges: also by the parallel parts of a
   download manager; rows: of a Parquet file or a table; hard names: blanks, letters beyond ASCII and
