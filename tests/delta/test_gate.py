@@ -129,6 +129,12 @@ def test_a_denied_file_stays_denied_when_it_is_added_again_as_granted(small: Mem
     assert b'"b"' not in small.get(f"t/_delta_log/{1:020d}.json").body
 
 
+def test_a_file_that_a_later_commit_denies_is_not_listed_any_more(small: MemoryProxy) -> None:
+    assert "t/a" in small.list("t/")
+    put(small, 1, add("a", p="red"))
+    assert "t/a" not in small.list("t/")
+
+
 @pytest.mark.parametrize("spelling", ["./b", "x/../b", "/t/b", "/t/./b", "s3://warehouse/t/b", "%62"])
 def test_a_file_that_was_denied_under_another_spelling_stays_denied(
     small: MemoryProxy, spelling: str

@@ -18,6 +18,8 @@ from delta_proxy.delta.index import FileKind, TableIndex
 from delta_proxy.delta.masks import GrantMasks, authorise
 from delta_proxy.delta.rows import UNKNOWN_TUPLE
 from delta_proxy.delta.segment import FORMAT
+from delta_proxy.delta.visibility import ClosedLog, GrantedPaths
+from delta_proxy.upstream.client import ListedObject
 
 from .tables import (
     ANCHOR,
@@ -301,6 +303,8 @@ def agrees(
         assert list(listed(index, prefix, bits)) == below
         assert index.has_live_below(prefix, bits) is any(path.startswith(prefix) for path in live)
     assert index.count(bits) == len(live)
+    objects = [ListedObject(path, 1, '"e"', "2026-01-02T03:04:05Z", "STANDARD") for path in model]
+    assert GrantedPaths(mask, ClosedLog()).served(objects, frozenset()).keys() == visible
 
 
 def listed(index: TableIndex, prefix: str, bits: Any) -> Iterator[str]:
