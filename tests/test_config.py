@@ -324,6 +324,15 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
             'tableMapping.u: overlaps with "t": s3://lake/t',
         ),
         (
+            {
+                "tableMapping": {
+                    "t": {"uri": "s3://lake/t", "endpoint": "http://Store.test:80"},
+                    "u": {"uri": "s3://lake/t", "endpoint": "http://store.test"},
+                }
+            },
+            'tableMapping.u: overlaps with "t": s3://lake/t',
+        ),
+        (
             {"tableMapping": {"t": "s3://lake/t/x", "u": "s3://lake/t"}},
             'tableMapping.u: overlaps with "t": s3://lake/t',
         ),
