@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -55,6 +55,7 @@ from .fakes.store import FakeStore
 BUCKET = "warehouse"
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 _STORE = StoreConfig(endpoint="http://store.test", region="us-east-1", addressing_style=AddressingStyle.PATH)
+_OTHER = attrs.evolve(_STORE, endpoint="http://other.test")
 _PIECE = 64 * 1024
 _CREDENTIALS = StaticCredentials(Credentials("key", "secret", None))
 
@@ -111,7 +112,8 @@ class MemoryProxy:
     """A proxy whose tables lie in a FakeStore under their aliases; `grants` are by alias, none is everything.
 
     Its cache is in `folder`; a second proxy over the same folder is the first one started again. `pool` runs
-    what would block, at once unless told otherwise. `made` counts the files that were made for the cache, by
+    what would block, at once unless told otherwise. The tables named by `elsewhere` lie in a store of another
+    name, which is the same FakeStore. `made` counts the files that were made for the cache, by
     kind.
     """
 
@@ -129,6 +131,7 @@ class MemoryProxy:
         read_only: bool = True,
         authenticator: Authenticator | None = None,
         location: Mapping[str, Any] | None = None,
+        elsewhere: Collection[str] = (),
         pool: DeferToPool = maybeDeferred,
     ) -> None:
         self.store = store or FakeStore(BUCKET)
@@ -142,7 +145,10 @@ class MemoryProxy:
         self.made: Counter[str] = Counter()
         upstream = Upstream(self.agent, self.clock, pool, lambda: 0.0, Silence())
         tables = {
-            alias: upstream.table(TableLocation(BUCKET, alias, _STORE, **(location or {})), _CREDENTIALS)
+            alias: upstream.table(
+                TableLocation(BUCKET, alias, _OTHER if alias in elsewhere else _STORE, **(location or {})),
+                _CREDENTIALS,
+            )
             for alias in grants
         }
         self.marks = WriteMarks(folder)

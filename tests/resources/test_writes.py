@@ -27,6 +27,7 @@ from delta_proxy.resources.server import EdgeRequest, RequestNote, RequestRecord
 from delta_proxy.resources.services import Anonymous
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import S3Request
+from delta_proxy.s3.write_xml import OpenUpload, UploadPage, UploadQuery, list_uploads
 from delta_proxy.upstream.stores import CommitProbe
 from tests.fakes.store import FakeStore
 from tests.fakes.writing import WritableStore
@@ -233,6 +234,25 @@ def test_groups_of_open_uploads_come_in_pages(tmp_path: pathlib.Path) -> None:
     assert seen == ["t/", "tt/", "u/"]
 
 
+def test_uploads_beside_the_table_are_not_shown_whatever_the_store_lists(tmp_path: pathlib.Path) -> None:
+    class Careless(WritableStore):
+        def _list_uploads(self, asked: S3Request, request: Any) -> bytes:
+            uploads = OpenUpload("other/d", "1"), OpenUpload("t/a", "2")
+            page = UploadPage(uploads, ("other/e/", "t/b/"))
+            return list_uploads(page, UploadQuery(), bucket=BUCKET)
+
+    proxy = proxy_of(tmp_path, {"t": None}, store=Careless(BUCKET))
+    assert _grouped(proxy, "prefix=t/&delimiter=/") == (["t/a"], ["t/b/"], False)
+
+
+@pytest.mark.parametrize("prefix", ["t/../u/", "t/a/../../u/"])
+def test_no_store_is_asked_for_uploads_outside_the_table(proxy: MemoryProxy, prefix: str) -> None:
+    answer = proxy.request("GET", f"/datalake?uploads&prefix={prefix}")
+    assert answer.status == 200
+    assert b"<Upload>" not in answer.body
+    assert proxy.store.requests == []
+
+
 def test_a_page_of_no_uploads_is_empty(proxy: MemoryProxy) -> None:
     store_of(proxy).uploads["1"] = _upload("t/a")
     answer = proxy.request("GET", "/datalake?uploads&max-uploads=0")
@@ -340,6 +360,14 @@ def test_what_does_more_than_store_bytes_is_not_implemented(
     answer = put(proxy, "t/x", b"x", fields)
     assert (answer.status, code(answer)) == (501, "NotImplemented")
     assert objects(proxy) == {}
+
+
+@pytest.mark.parametrize("query", ["", "?uploadId=upload-1"])
+def test_a_deletion_passes_by_no_lock(proxy: MemoryProxy, query: str) -> None:
+    proxy.store.put("t/x", b"x")
+    fields = {"x-amz-bypass-governance-retention": "true"}
+    assert proxy.request("DELETE", f"/datalake/t/x{query}", fields).status == 501
+    assert objects(proxy) == {"t/x": b"x"}
 
 
 def test_a_condition_is_the_stores_to_judge(proxy: MemoryProxy) -> None:
@@ -582,6 +610,15 @@ def test_nothing_is_copied_out_of_a_table_that_is_not_open(
     assert answer.status == status
     assert "t/stolen" not in objects(proxy)
     assert store_of(proxy).uploads["upload-1"].parts == {}
+
+
+@pytest.mark.parametrize("query", ["", "?partNumber=1&uploadId=upload-1"])
+def test_no_store_is_asked_to_copy_what_lies_in_another(tmp_path: pathlib.Path, query: str) -> None:
+    proxy = proxy_of(tmp_path, elsewhere={"u"})
+    proxy.store.put("t/x", b"x")
+    answer = put(proxy, "u/y", b"", {"x-amz-copy-source": "/datalake/t/x"}, query)
+    assert (answer.status, code(answer)) == (501, "NotImplemented")
+    assert proxy.store.requests == []
 
 
 def test_a_multipart_upload_is_put_together(proxy: MemoryProxy) -> None:
