@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +86,28 @@ def test_a_token_opens_beside_no_other_access_key() -> None:
     other = TOKENS.issue("oidc:4711", {"desk", "audit"}, 3600, NOW)
     with pytest.raises(InvalidToken):
         open_session(SESSION.session_token.value, other.access_key)
+
+
+def sealed(seconds: int) -> str:
+    """A token of these keys, written by hand, for a session of so many seconds."""
+
+    def derived(purpose: bytes) -> bytes:
+        return HKDF(SHA256(), 32, salt=None, info=b"delta-s3-proxy " + purpose).derive(
+            SecretKeys.parse(OLD).keys[0]
+        )
+
+    issued = int(NOW.timestamp())
+    header, nonce = b"\x01" + derived(b"session key id")[:4], bytes(12)
+    claims = json.dumps({"p": "oidc:ann", "g": [], "i": issued, "e": issued + seconds}).encode()
+    bound = header + SESSION.access_key.encode()
+    text = header + nonce + AESGCM(derived(b"session token")).encrypt(nonce, claims, bound)
+    return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
+
+
+def test_no_session_lasts_longer_than_any_that_is_issued() -> None:
+    open_session(sealed(43_200))
+    with pytest.raises(InvalidToken):
+        open_session(sealed(43_201))
 
 
 def test_two_sessions_of_one_principal_share_nothing() -> None:

@@ -184,6 +184,13 @@ def test_a_write_goes_to_the_store_as_it_came(chunked: bool) -> None:
         ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/pond/t/a/x"),)}, 403),
         ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/lake/t/a/..%2Fb/x"),)}, 404),
         ({"path": "/lake/t/a/x", "extra": (("x-amz-copy-source", "/lake/t/a/x+y"),)}, 400),
+        (
+            {
+                "path": "/lake/t/a/x",
+                "extra": (("x-amz-copy-source", "/lake/t/a/x"), ("x-amz-copy-source", "/lake/t/b/x")),
+            },
+            400,
+        ),
     ],
 )
 def test_what_may_not_be_written_never_reaches_the_store(options: dict[str, Any], status: int) -> None:
