@@ -153,8 +153,8 @@ def _statements(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, Entry,
         yield row["path"], entry, row["seq"]
 
 
-def _identity(entry: Entry) -> tuple[FileKind, int, int | None, str | None]:
-    return entry.kind, entry.tuple_id, entry.offset, entry.owner
+def _identity(entry: Entry) -> tuple[FileKind, int, int | None, int | None, str | None]:
+    return entry.kind, entry.tuple_id, entry.offset, entry.size, entry.owner
 
 
 def _with(current: tuple[Entry, ...], new: Entry, *, history: bool) -> tuple[Entry, ...]:

@@ -205,16 +205,16 @@ class _Kept:
 def _settle(rows: pa.RecordBatch, crowded: Int64s, first: npt.NDArray[np.bool_]) -> _Kept:
     begins = np.flatnonzero(first[crowded])
     group = np.cumsum(first[crowded]) - 1
-    kind, tuples, live, seq, offset = (
-        column(rows, name)[crowded] for name in ("kind", "tuple", "live", "seq", "offset")
+    kind, tuples, live, seq, offset, size = (
+        column(rows, name)[crowded] for name in ("kind", "tuple", "live", "seq", "offset", "size")
     )
     codes = rows.column("owner").take(arrow(crowded)).dictionary_encode().indices
     owner = numbers_or(codes, NONE)
     is_data = kind == FileKind.DATA
     latest = np.maximum.reduceat(np.where(is_data, seq, _OLDEST), begins)[group]
     known = np.logical_or.reduceat(is_data & (tuples != UNKNOWN_TUPLE), begins)[group]
-    order = np.lexsort((live, seq, owner, offset, tuples, kind, group))
-    identity = np.stack([values[order] for values in (group, kind, tuples, offset, owner)])
+    order = np.lexsort((live, seq, owner, size, offset, tuples, kind, group))
+    identity = np.stack([values[order] for values in (group, kind, tuples, offset, size, owner)])
     last = np.concatenate(((identity[:, 1:] != identity[:, :-1]).any(axis=0), [True]))
     keep = order[last]
     keep = keep[~(is_data & (tuples == UNKNOWN_TUPLE) & known)[keep]]

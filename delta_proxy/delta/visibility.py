@@ -18,6 +18,7 @@ from delta_proxy.upstream.client import ListedObject
 from delta_proxy.upstream.stores import leaves_root
 
 _BEHIND_LOG: Final = LOG_DIRECTORY + "\U0010ffff"
+_ENDLESS: Final = 1 << 62
 
 
 class Visibility(Protocol):
@@ -199,5 +200,7 @@ def shown_regions(mask: GrantMask, entries: tuple[Entry, ...]) -> tuple[Region, 
     if not vectors:
         return None
     granted = [(entry.offset, entry.size or 0) for entry in vectors if mask.allows_vector(entry)]
-    denied = [(entry.offset, entry.size or 0) for entry in vectors if not mask.allows_vector(entry)]
+    hidden = [entry for entry in vectors if not mask.allows_vector(entry)]
+    # One that does not say where it ends may go on to the end of the file.
+    denied = [(entry.offset, _ENDLESS if entry.size is None else entry.size) for entry in hidden]
     return regions(granted, denied)

@@ -120,6 +120,12 @@ def test_a_deletion_vector_is_granted_with_its_data_file(make: Any) -> None:
     assert allowed(index, grant({"p": "c"}), VECTOR_FILE) is False
 
 
+def test_every_size_that_a_deletion_vector_was_said_to_have_is_kept(make: Any) -> None:
+    smaller = {**VECTOR, "sizeInBytes": 1}
+    index = make([*HEAD, add("x", VECTOR, p="a")], [remove("x", p="a"), add("x", smaller, p="a")])
+    assert sorted(entry.size for entry in index.lookup(VECTOR_FILE)) == [1, 40]
+
+
 def test_a_deletion_vector_of_a_relabelled_file_is_denied(make: Any) -> None:
     index = make([*HEAD, add("x", VECTOR, p="a")], [add("x", p="b")])
     assert allowed(index, A, VECTOR_FILE) is False

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from delta_proxy.delta.deletion_vectors import VERSION, Region
 from delta_proxy.delta.masks import GrantMasks
 from delta_proxy.delta.views import derived_etag
-from delta_proxy.delta.visibility import ClosedLog, GrantedPaths, LogOfView, OpenLog, Visibility, WholeTable
+from delta_proxy.delta.visibility import (
+    ClosedLog,
+    GrantedPaths,
+    LogOfView,
+    OpenLog,
+    Visibility,
+    WholeTable,
+    shown_regions,
+)
 from delta_proxy.upstream.client import ListedObject
 from tests.helpers import result_of
 
-from .tables import NOW, PROTOCOL, add, grant, index_of, metadata, remove
+from .tables import NOW, PROTOCOL, Line, add, grant, index_of, metadata, remove
 
 COMMIT = f"_delta_log/{0:020d}.json"
 HINT = "_delta_log/_last_checkpoint"
@@ -31,21 +40,22 @@ def listed(*paths: str) -> list[ListedObject]:
     return [ListedObject(path, 1, f'"{path}"', "2026-11-22T10:00:00.000Z", "STANDARD") for path in paths]
 
 
+def vector(offset: int, size: int = 5) -> dict[str, object]:
+    file = "s3://bucket/some/table/dv.bin"
+    return {"storageType": "p", "pathOrInlineDv": file, "offset": offset, "sizeInBytes": size}
+
+
 @pytest.fixture
 def granted(tmp_path: Path) -> GrantedPaths:
     """Green files live and removed, red ones, and a deletion vector file with a vector of each."""
-
-    def vector(offset: int) -> dict[str, object]:
-        return {"storageType": "p", "pathOrInlineDv": "s3://bucket/some/table/dv.bin", "offset": offset}
-
     index = index_of(
         tmp_path,
         [
             PROTOCOL,
             metadata("p"),
-            add("g/live", {**vector(1), "sizeInBytes": 5}, p="green"),
+            add("g/live", vector(1), p="green"),
             add("g2/gone", p="green"),
-            add("r/live", {**vector(11), "sizeInBytes": 5}, p="red"),
+            add("r/live", vector(11), p="red"),
         ],
         [remove("g2/gone", p="green")],
     )
@@ -115,3 +125,20 @@ def test_a_log_that_is_passed_through_is_open_as_it_is_or_not_there(log: Visibil
     assert shown == {item.path: item.etag for item in page[:count]}
     assert bool(log.below("_delta_log/")) is bool(count)
     assert (log.next_after("", "") is not None) is bool(count)
+
+
+@pytest.mark.parametrize(
+    ("later", "shown"),
+    [
+        ([], (VERSION, Region(1, 11), Region(24, 109))),
+        ([remove("r", p="red"), add("r", vector(11, 1), p="red")], (VERSION, Region(1, 11), Region(24, 109))),
+        ([add("r", {**vector(11), "sizeInBytes": None}, p="red")], (VERSION, Region(1, 11))),
+    ],
+)
+def test_a_byte_that_a_denied_vector_may_have_is_not_shown_whatever_a_granted_one_claims(
+    tmp_path: Path, later: list[Line], shown: tuple[Region, ...]
+) -> None:
+    first = [PROTOCOL, metadata("p"), add("g", vector(1, 100), p="green"), add("r", vector(11), p="red")]
+    index = index_of(tmp_path, first, later)
+    mask = GrantMasks().of(index, grant({"p": "green"}), NOW)
+    assert shown_regions(mask, index.lookup("dv.bin")) == shown
