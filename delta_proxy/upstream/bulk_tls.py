@@ -2,8 +2,9 @@
 
 Twisted hands on each record by itself, copies what is written into pieces of a record's size, and lets it
 wait for the reactor to say that the socket takes it. Here the records of one read are handed on together,
-and what is written goes to the socket at once where nothing waits before it. Who is trusted, the handshake,
-the shutdown and the back-pressure are Twisted's.
+and what is written goes to the socket at once where nothing waits before it. Bytes pass OpenSSL through two
+buffers that are used again and again: pyOpenSSL's own calls make and copy new ones. Who is trusted, the
+handshake, the shutdown and the back-pressure are Twisted's.
 
 Source: RFC 8446 section 5.1 for the size of a record.
 """
@@ -15,18 +16,25 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from OpenSSL._util import ffi, lib
 from OpenSSL.SSL import Error, WantReadError, ZeroReturnError
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
-from delta_proxy.upstream.sockets import send_at_once
+from delta_proxy.upstream.sockets import reads_of_a_turn, send_at_once
 
 _RECORD: Final = 16 * 1024
 _AT_ONCE: Final = 64 * 1024
 """Bytes encrypted before they are sent; more would not stay in the processor's cache."""
+_ROOM: Final = _AT_ONCE + _RECORD
+"""More than the payload of a read and of the record whose beginning came before it."""
 _OVERHEAD: Final = 4 * 1024
 """More than the frames of so many bytes take, and the tickets and alerts that may go before them."""
+
+# Of all connections: nothing stays in them when a method returns or calls another protocol.
+_PLAIN: Final = ffi.new("char[]", _ROOM)
+_ENCRYPTED: Final = ffi.new("char[]", _AT_ONCE + _OVERHEAD)
 
 
 class BulkTLS(TLSMemoryBIOProtocol):
@@ -34,13 +42,31 @@ class BulkTLS(TLSMemoryBIOProtocol):
 
     _tlsConnection: Any
     transport: Any
+    _paused = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes from the wire; what more of them is there is taken along."""
+        for piece in reads_of_a_turn(self.transport, data):
+            super().dataReceived(piece)
+            if self._paused:
+                break
+
+    def pauseProducing(self) -> None:
+        """Read no more for now."""
+        self._paused = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        self._paused = False
+        self.transport.resumeProducing()
 
     def _flushReceiveBIO(self) -> None:
         """Hand on what the last read brought, in one piece; then see whether it was the end."""
         while not self._lostTLSConnection:
-            pieces, end = self._records()
-            if pieces and not self._aborted:
-                ProtocolWrapper.dataReceived(self, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            data, end = self._records()
+            if data and not self._aborted:
+                ProtocolWrapper.dataReceived(self, data)
             if self._lostTLSConnection:
                 break
             if isinstance(end, WantReadError):
@@ -51,31 +77,34 @@ class BulkTLS(TLSMemoryBIOProtocol):
             elif end is not None:
                 self._tlsShutdownFinished(Failure(end))
         if self._tlsConnection is not None:
-            self._flushSendBIO()
+            self._send_encrypted()
 
-    def _records(self) -> tuple[list[bytes], Error | None]:
+    def _records(self) -> tuple[bytes, Error | None]:
         """The payload of the records that are whole, up to the size of a read, and what stopped it."""
-        pieces: list[bytes] = []
-        room = _AT_ONCE
-        try:
-            while room > 0:
-                pieces.append(self._tlsConnection.recv(_RECORD))
-                room -= len(pieces[-1])
-        except Error as end:
-            return pieces, end
-        return pieces, None
+        connection, size = self._tlsConnection, 0
+        while size < _ROOM:
+            more = lib.SSL_read(connection._ssl, _PLAIN + size, _ROOM - size)
+            if more <= 0:
+                try:
+                    connection._raise_ssl_error(connection._ssl, more)
+                except Error as end:
+                    return ffi.buffer(_PLAIN, size)[:], end
+            size += more
+        return ffi.buffer(_PLAIN, size)[:], None
 
     def _write(self, data: bytes) -> None:
         """Encrypt and send; what the handshake does not let through yet is kept."""
-        view = memoryview(data)
-        done = 0
-        while done < len(view) and not self._lostTLSConnection:
-            most = min(done + _AT_ONCE, len(view))
+        connection, plain, done = self._tlsConnection, ffi.from_buffer(data), 0
+        while done < len(data) and not self._lostTLSConnection:
+            most = min(done + _AT_ONCE, len(data))
             try:
                 while done < most:
-                    done += self._tlsConnection.send(view[done:most])
+                    written = lib.SSL_write(connection._ssl, plain + done, most - done)
+                    if written <= 0:
+                        connection._raise_ssl_error(connection._ssl, written)
+                    done += written
             except WantReadError:
-                self._bufferedWrite(bytes(view[done:]))
+                self._bufferedWrite(data[done:])
                 return
             except Error:
                 self._tlsShutdownFinished(Failure())
@@ -84,15 +113,10 @@ class BulkTLS(TLSMemoryBIOProtocol):
                 self._send_encrypted()
 
     def _send_encrypted(self) -> None:
-        size = _AT_ONCE + _OVERHEAD
-        while True:
-            try:
-                encrypted = self._tlsConnection.bio_read(size)
-            except WantReadError:
-                return
-            send_at_once(self.transport, encrypted)
-            if len(encrypted) < size:
-                return
+        """Send what OpenSSL has for the other end."""
+        outgoing = self._tlsConnection._from_ssl
+        while (size := lib.BIO_read(outgoing, _ENCRYPTED, len(_ENCRYPTED))) > 0:
+            send_at_once(self.transport, memoryview(ffi.buffer(_ENCRYPTED, size)))
 
 
 class BulkTLSFactory(TLSMemoryBIOFactory):

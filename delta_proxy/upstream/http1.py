@@ -39,7 +39,7 @@ from zope.interface import implementer
 
 from delta_proxy.upstream.reply_head import END, BadReply, ReplyHead, check_incomplete, parse_reply_head
 from delta_proxy.upstream.retry import TookTooLong
-from delta_proxy.upstream.sockets import plain_socket
+from delta_proxy.upstream.sockets import plain_socket, reads_of_a_turn
 
 Pairs = tuple[tuple[str, str], ...]
 Origin = tuple[str, str]
@@ -391,7 +391,10 @@ class Connection(Protocol):
             self._held += data
             self._gather()
         elif self._in_body:
-            self._take(data)
+            for piece in reads_of_a_turn(self.transport, data):
+                self._take(piece)
+                if self._paused or not self._in_body:
+                    break
         elif (exchange := self._exchange) is not None:
             self._buffer = self._buffer + data if self._buffer else data
             try:

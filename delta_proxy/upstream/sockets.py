@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.tcp import Connection as TCPConnection
+
+_READ: Final = FileDescriptor.bufferSize
+_READS: Final = 8
 
 
 def plain_socket(transport: object) -> socket.socket | None:
@@ -16,10 +21,30 @@ def plain_socket(transport: object) -> socket.socket | None:
     return None
 
 
-def send_at_once(transport: Any, data: bytes) -> None:
+def reads_of_a_turn(transport: Any, data: bytes) -> Iterator[bytes]:
+    """What a read has brought, and while reads are full what more of them bring, up to half a MiB.
+
+    Whoever takes them stops when it has paused the transport. What ends the connection is left to it.
+    """
+    yield data
+    for _ in range(_READS - 1):
+        plain = plain_socket(transport)
+        if len(data) < _READ or plain is None or transport.disconnecting:
+            return
+        try:
+            data = plain.recv(_READ)
+        except OSError:
+            return
+        if not data:
+            return
+        yield data
+
+
+def send_at_once(transport: Any, data: bytes | memoryview) -> None:
     """Write, to the socket itself where nothing waits before it: a call of the system instead of four.
 
-    What the socket does not take waits in the transport, which pauses its producer as ever.
+    What the socket does not take waits in the transport, which pauses its producer as ever. The bytes of a
+    view are not needed any more when this returns.
     """
     plain = plain_socket(transport)
     if plain is not None and _holds_nothing(transport):
@@ -31,7 +56,7 @@ def send_at_once(transport: Any, data: bytes) -> None:
         if sent == len(data):
             return
         data = data[sent:]
-    transport.write(data)
+    transport.write(bytes(data))
 
 
 def _holds_nothing(transport: Any) -> bool:

@@ -4,6 +4,8 @@
 # ruff: noqa: N802
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import random
 from typing import Any
 
@@ -15,9 +17,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from delta_proxy.tls import server_context
 from delta_proxy.upstream.bulk_tls import BulkTLS, BulkTLSFactory
 
 from .test_agent import certificate
+from .test_sockets import READ, Line
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
@@ -29,12 +33,16 @@ class End(Protocol):
         self.pieces: list[bytes] = []
         self.ended: list[Failure] = []
         self.stops_at_first = False
+        self.pauses_at_first = False
 
     def dataReceived(self, data: bytes) -> None:
         self.pieces.append(data)
         if self.stops_at_first:
             assert self.transport is not None
             self.transport.abortConnection()  # type: ignore[attr-defined]
+        if self.pauses_at_first:
+            assert self.transport is not None
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.ended.append(reason)
@@ -139,3 +147,51 @@ def test_a_record_that_was_altered_ends_the_connection_and_is_not_handed_on() ->
     assert pair.wires[0].disconnecting
     pair.tls[0].connectionLost(Failure(connectionDone.value))
     assert pair.client.ended[0].check(SSL.Error)
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["on", "paused"])
+def test_what_the_socket_has_is_read_within_the_turn_unless_the_reading_is_paused(paused: bool) -> None:
+    pair = Pair()
+    pair.move()
+    pair.client.pauses_at_first = paused
+    pair.tls[1].write(bytes(2 * READ))
+    encrypted = pair.wires[1].value()
+    line = Line()
+    try:
+        pair.tls[0].transport = line.transport
+        sent = line.send(encrypted[READ:])
+        assert sent == len(encrypted) - READ
+        pair.tls[0].dataReceived(encrypted[:READ])
+        received = sum(map(len, pair.client.pieces))
+        assert line.waiting() == (sent if paused else 0)
+        assert received < READ if paused else received == 2 * READ
+    finally:
+        line.close()
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [
+        ("TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
+        ("TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
+    ],
+)
+def test_the_cheapest_of_the_ciphers_that_a_client_offers_is_taken(
+    offered: str, taken: str, tmp_path: pathlib.Path
+) -> None:
+    pem, key = certificate()
+    (tmp_path / "certificate").write_bytes(pem)
+    (tmp_path / "key").write_bytes(key)
+    ours = server_context(tmp_path / "certificate", tmp_path / "key")
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_tls13_ciphersuites(offered.encode())
+    client, server = SSL.Connection(context, None), SSL.Connection(ours.getContext(), None)
+    client.set_connect_state()
+    server.set_accept_state()
+    for _ in range(3):
+        for end, other in ((client, server), (server, client)):
+            with contextlib.suppress(SSL.WantReadError):
+                end.do_handshake()
+            with contextlib.suppress(SSL.WantReadError):
+                other.bio_write(end.bio_read(1 << 16))
+    assert client.get_cipher_name() == taken
