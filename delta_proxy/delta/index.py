@@ -21,7 +21,7 @@ from delta_proxy.access.partitions import Column, ColumnType, PartitionTuple
 
 from .actions import TableMetadata, Values
 from .rows import NONE, UNKNOWN_TUPLE, FileKind
-from .segment import Bits, Entry, Segment
+from .segment import Bits, Entry, Segment, utf8
 
 __all__ = ["Anchor", "Entry", "FileKind", "Overlay", "TableIndex", "TupleTable"]
 
@@ -279,9 +279,8 @@ class TableIndex:
         """
         entries = self.overlay.entries
         newer = {path for path in paths if path in entries} if entries else set()
-        names = {_utf8(path): path for path in paths if path not in newer}
-        granted, closer = self.base.granted_among(names.keys(), bits)
-        return {names[key] for key in granted}, newer.union(names[key] for key in closer)
+        granted, closer = self.base.granted_among(set(paths).difference(newer), bits)
+        return granted, closer | newer
 
     def allows(self, entries: tuple[Entry, ...], bits: Bits) -> bool:
         """Whether a path with these entries is granted when `bits` tells which tuples are visible.
@@ -306,7 +305,7 @@ class TableIndex:
 
     def has_live_below(self, prefix: str, bits: Bits) -> bool:
         """Whether a live granted file has a path that starts with the prefix."""
-        key = _utf8(prefix)
+        key = utf8(prefix)
         in_base = self._first_in_base(self.base.bound(key), prefix, bits, live=True)
         return (
             in_base is not None
@@ -319,7 +318,7 @@ class TableIndex:
 
         Paths are in the order of their UTF-8 bytes, which is that of their code points.
         """
-        start = max(self.base.bound(_utf8(prefix)), self.base.bound(_utf8(after), after=True))
+        start = max(self.base.bound(utf8(prefix)), self.base.bound(utf8(after), after=True))
         begin = max(self._begin(prefix), bisect_right(self.overlay.paths, after))
         found = (
             self._first_in_base(start, prefix, bits, live=False),
@@ -343,7 +342,7 @@ class TableIndex:
         return (not live or any(entry.live for entry in entries)) and self.allows(entries, bits)
 
     def _first_in_base(self, start: int, prefix: str, bits: Bits, *, live: bool) -> str | None:
-        end = self.base.bound(_utf8(prefix) + b"\xff")
+        end = self.base.bound(utf8(prefix) + b"\xff")
         for row in self.base.candidates(start, end, bits, live=live):
             path = self.base.path(row)
             if path in self.overlay.entries:
@@ -365,7 +364,3 @@ class TableIndex:
         """The paths of the overlay that could be granted. The extra bit stands for NONE: to be judged."""
         visible = np.append(bits, True)[self.overlay.first[begin:end]]
         return (self.overlay.paths[begin + number] for number in np.flatnonzero(visible).tolist())
-
-
-def _utf8(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import compress, pairwise
 from pathlib import Path
@@ -68,6 +68,11 @@ def _entry(kind: FileKind, tuple_id: int, live: bool) -> Entry:
     return Entry(kind, tuple_id, live)
 
 
+def utf8(path: str) -> bytes:
+    """A path as the index has it."""
+    return path.encode("utf-8", "surrogatepass")
+
+
 class _Paths:
     """Sorted paths, searched in the buffers of their array."""
 
@@ -82,12 +87,16 @@ class _Paths:
         """The path of a row, as UTF-8."""
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
 
-    def keys(self, low: int, high: int) -> list[bytes]:
-        """The paths of the rows from `low` to `high`, as UTF-8."""
+    def names(self, low: int, high: int) -> list[str]:
+        """The paths of the rows from `low` to `high`; what is no UTF-8 in them is as no listing has it."""
         offsets = self.offsets[low : high + 1].tolist()
         start = offsets[0]
         whole = self.data[start : offsets[-1]].tobytes()
-        return [whole[begin - start : end - start] for begin, end in pairwise(offsets)]
+        if not whole.isascii():
+            parts = (whole[begin - start : end - start] for begin, end in pairwise(offsets))
+            return [part.decode(errors="surrogateescape") for part in parts]
+        text = whole.decode("ascii")
+        return [text[begin - start : end - start] for begin, end in pairwise(offsets)]
 
     def bound(self, key: bytes, *, after: bool) -> int:
         """The first row whose path is at or, with `after`, behind the key."""
@@ -207,7 +216,7 @@ class Segment:
 
     def lookup(self, path: str) -> tuple[Entry, ...]:
         """Every statement about a path; none when the path is not there."""
-        key = path.encode("utf-8", "surrogatepass")
+        key = utf8(path)
         number = bisect_right(self._firsts, key) - 1
         if number < 0:
             return ()
@@ -217,31 +226,31 @@ class Segment:
             row += 1
         return tuple([chunk.entry(found) for found in range(first, row)])
 
-    def granted_among(self, keys: Collection[bytes], bits: Bits) -> tuple[set[bytes], set[bytes]]:
-        """Of these paths, in UTF-8, those that one visible statement is about, and those to be looked at
-        closer. Those in neither are not granted.
+    def granted_among(self, paths: Set[str], bits: Bits) -> tuple[set[str], set[str]]:
+        """Of these paths those that one visible statement is about, and those to be looked at closer. Those
+        in neither are not granted.
 
         Quick where the paths lie close to each other, as those of a listing do.
         """
-        first, end = self.bound(min(keys, default=b"")), self.bound(max(keys, default=b""), after=True)
-        if end - first > _SPREAD * len(keys):
-            return set(), set(keys)
-        granted, closer = set[bytes](), set[bytes]()
+        least, most = min(paths, default=""), max(paths, default="")
+        first, end = self.bound(utf8(least)), self.bound(utf8(most), after=True)
+        if end - first > _SPREAD * len(paths):
+            return set(), set(paths)
+        granted, closer = set[str](), set[str]()
         row = first
         while row < end:
             chunk = self._chunk_of(row)
             low, high = row - chunk.start, min(chunk.rows, end - chunk.start)
-            names = chunk.paths.keys(low, high)
+            names = chunk.paths.names(low, high)
             together = chunk.compound[low:high] != 0
             granted.update(compress(names, (bits[chunk.tuples[low:high]] & ~together).tolist()))
             closer.update(compress(names, together.tolist()))
             row = chunk.start + high
-        wanted = keys if isinstance(keys, Set) else set(keys)
-        return granted & wanted, closer & wanted
+        return granted & paths, closer & paths
 
     def row_range(self, path: str) -> range:
         """The rows of a path."""
-        key = path.encode("utf-8", "surrogatepass")
+        key = utf8(path)
         return range(self.bound(key), self.bound(key, after=True))
 
     def path(self, row: int) -> str:

@@ -155,7 +155,7 @@ class GrantedPaths:
         served = dict(self.log.served(of_log, unserved)) if of_log else {}
         data = [item for item in listed if not item.path.startswith(LOG_DIRECTORY)] if of_log else listed
         granted, closer = self.mask.index.granted_among([item.path for item in data], self.mask.bits)
-        served.update([(item.path, item.etag) for item in data if item.path in granted])
+        served.update({path: etag for path, _, etag, _, _ in data if path in granted})
         if closer:
             served.update(
                 (item.path, etag) for item in data if item.path in closer and (etag := self._etag(item))

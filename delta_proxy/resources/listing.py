@@ -8,6 +8,7 @@ the last holds as many entries as asked: where it ends must not tell how many hi
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import Any, Protocol
@@ -216,11 +217,12 @@ class _Scan:
     ) -> list[ListedKey]:
         """Those that are served, with the ETags that GET gives."""
         root, least = self.root, after or ""
-        return [
-            ListedKey(root + path, size, served[path], modified, storage_class)
+        rows = (
+            (root + path, size, etag, modified, storage_class)
             for path, size, _, modified, storage_class in objects
-            if path in served and (path > least or after is None)
-        ]
+            if (etag := served.get(path)) is not None and (path > least or after is None)
+        )
+        return list(map(_key, rows))
 
     def _beyond(self, name: str) -> str:
         """The start-after that leaves an entry behind: the whole group where it is a common prefix."""
@@ -274,6 +276,8 @@ def _sorted(objects: Sequence[ListedObject]) -> Sequence[ListedObject]:
 
 
 _path = attrgetter("path")
+# Past the constructor of a named tuple, which is a function in Python.
+_key = partial(tuple.__new__, ListedKey)
 
 
 def _path_of(entry: ListedObject | str) -> str:

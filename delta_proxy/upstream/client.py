@@ -16,13 +16,10 @@ import pathlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import attrs
 from attrs import field, frozen
-from treq.client import HTTPClient
-from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
 from twisted.internet.interfaces import IReactorTime
@@ -49,7 +46,7 @@ from delta_proxy.s3.headers import Headers, wire_text
 from delta_proxy.upstream.agent import AgentReads, Reads
 from delta_proxy.upstream.credentials import CredentialSource
 from delta_proxy.upstream.origin import DEFAULT_REGION, Address, Origin, address, is_region
-from delta_proxy.upstream.relay import BodyCut, Span, UpstreamObserver, UpstreamResponse, drop
+from delta_proxy.upstream.relay import BodyCut, Span, UpstreamObserver, UpstreamResponse
 from delta_proxy.upstream.retry import (
     RETRYABLE_STATUSES,
     Pacing,
@@ -57,7 +54,6 @@ from delta_proxy.upstream.retry import (
     RetryPolicy,
     Timeouts,
     TookTooLong,
-    bounded,
     parse_retry_after,
 )
 from delta_proxy.upstream.slots import Slots
@@ -115,6 +111,10 @@ class ListedObject(NamedTuple):
     storage_class: str
 
 
+# Past the constructor of a named tuple, which is a function in Python.
+_listed = functools.partial(tuple.__new__, ListedObject)
+
+
 @frozen
 class ListPage:
     """A page of a listing, sorted. `token` continues a truncated one."""
@@ -161,9 +161,6 @@ class StoreRequest:
     query: Pairs = ()
     headers: Pairs = ()
     payload_hash: str = sigv4.EMPTY_SHA256
-    # A small answer that is parsed here goes by treq; object bytes go by Agent directly, treq would decode
-    # gzip.
-    control: bool = False
     # The body goes to a client, who decides how long that takes.
     streamed: bool = False
 
@@ -248,9 +245,6 @@ class Upstream:
         self.defer_to_pool = defer_to_pool
         self.observer = observer
         self.keys = sigv4.SigningKeys()
-        # No cookie of a store is ever sent back.
-        jar = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
-        self.control = HTTPClient(agent, cookiejar=jar)
         self._in_flight = in_flight
         self._queue = queue
         self._hosts: dict[str, _Host] = {}
@@ -317,7 +311,7 @@ class TableClient:
         Directory markers are objects like others.
         """
         query = self._list_query(prefix, delimiter, start_after, max_keys, token)
-        request = StoreRequest("ListObjectsV2", "GET", None, query=query, control=True)
+        request = StoreRequest("ListObjectsV2", "GET", None, query=query)
         response = await self._open(request)
         body = await self._body(response, _MAX_LISTING)
         try:
@@ -418,7 +412,7 @@ class TableClient:
             pacing=self._pacing,
             observer=self._upstream.observer,
             release=slot.release,
-            reopen=None if request.control else functools.partial(self._reopen, request),
+            reopen=None if request.key is None else functools.partial(self._reopen, request),
             bodiless=request.method == "HEAD",
             splicing=self._upstream.splicing,
         )
@@ -484,20 +478,8 @@ class TableClient:
         self._upstream.observer.request_finished(request.operation, outcome, seconds)
 
     def _send(self, request: StoreRequest, signed: Signed, seconds: float) -> Deferred[IResponse]:
-        at = signed.at
-        if not request.control:
-            origin, fields = (at.scheme, at.host), signed.fields
-            return self._upstream.reads.request(request.method, origin, signed.target, fields, seconds)
-        answer: Deferred[Any] = self._upstream.control.request(
-            request.method,
-            signed.url,
-            headers=signed.wire,
-            allow_redirects=False,
-            unbuffered=True,
-            # Only its own time-out would need one; without it treq imports the global reactor.
-            reactor=self._pacing.clock,  # type: ignore[arg-type]
-        )
-        return bounded(answer, self._pacing.clock, seconds, drop)
+        origin = (signed.at.scheme, signed.at.host)
+        return self._upstream.reads.request(request.method, origin, signed.target, signed.fields, seconds)
 
     async def signed(self, request: StoreRequest) -> Signed:
         """The request, signed now. Raises S3Error when there are no credentials."""
@@ -517,11 +499,10 @@ class TableClient:
             now,
             self._upstream.keys,
         )
-        own = (("host", at.host), ("user-agent", _USER_AGENT))
-        # treq unpacks what comes packed; what an object is must come as it lies in the store.
-        plain = () if request.control else (("accept-encoding", "identity"),)
+        # What an object is must come as it lies in the store, not packed.
+        own = (("host", at.host), ("user-agent", _USER_AGENT), ("accept-encoding", "identity"))
         target = _with_query(at, request.query)
-        fields = (*own, *plain, *request.headers, *signed)
+        fields = (*own, *request.headers, *signed)
         return Signed(at, target, fields, region, now, credentials, signed)
 
     async def _signing_region(self) -> str:
@@ -593,14 +574,17 @@ class TableClient:
     def _list_page(self, page: xml.UpstreamPage) -> ListPage:
         root = self.location.key("")
         names, sizes, etags, times, classes = page.columns
-        outside = [key for key in (*names, *page.prefixes) if not key.startswith(root)]
+        keys = (*names, *page.prefixes)
+        # What lies between two keys below the root lies below it too.
+        outside = [key for key in (min(keys), max(keys)) if not key.startswith(root)] if keys else ()
         if outside:
             _log.error(
                 "{uri}: the store lists {key}, which lies outside", uri=self.location.uri, key=outside[0]
             )
             raise InternalError()
         start = len(root)
-        objects = tuple(map(ListedObject, [name[start:] for name in names], sizes, etags, times, classes))
+        rows = zip([name[start:] for name in names], sizes, etags, times, classes, strict=True)
+        objects = tuple(map(_listed, rows))
         prefixes = tuple(prefix[start:] for prefix in page.prefixes)
         return ListPage(objects, prefixes, page.truncated, page.next_token)
 

@@ -3,8 +3,11 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -32,8 +35,7 @@ async def fetch(upstream: Upstream, url: str, *, limit: int) -> bytes:
     pacing = upstream.pacing
     seconds = pacing.timeouts.connect + pacing.timeouts.first_byte
     try:
-        sending = upstream.agent.request(b"GET", url.encode("ascii"), Headers(_HEADERS), None)
-        response = await bounded(sending, pacing.clock, seconds, drop)
+        response = await bounded(_sent(upstream, url), pacing.clock, seconds, drop)
         if response.code != 200:
             drop(response)
             raise NotFetched(f"{url}: status {response.code}")
@@ -42,6 +44,20 @@ async def fetch(upstream: Upstream, url: str, *, limit: int) -> bytes:
         return await bounded(body.whole, pacing.clock, pacing.timeouts.idle, _nothing)
     except (*LOST, TooLarge, ValueError) as error:
         raise NotFetched(f"{url}: {type(error).__name__} {error}") from None
+
+
+def _sent(upstream: Upstream, url: str) -> Deferred[Any]:
+    """The answer to a GET; its body is not read yet. No cookie is ever sent back."""
+    jar = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+    answer: Deferred[Any] = HTTPClient(upstream.agent, cookiejar=jar).get(
+        url,
+        headers=Headers(_HEADERS),
+        allow_redirects=False,
+        unbuffered=True,
+        # Only its own time-out would need one; without it treq imports the global reactor.
+        reactor=upstream.pacing.clock,  # type: ignore[arg-type]
+    )
+    return answer
 
 
 class _Body(Protocol):
