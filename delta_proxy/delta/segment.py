@@ -385,9 +385,6 @@ class SegmentBuilder:
         pa.default_memory_pool().release_unused()
         for rows in sorted_slices(pending):
             yield reconcile(rows)
-        # Memory is given back a batch at a time: all at once would keep other threads waiting.
-        while pending:
-            pending.pop()
 
     def _spill(self) -> None:
         name = Path(self._scratch.name) / f"run-{len(self._runs)}"

@@ -108,8 +108,8 @@ def name_of(entry: Entry) -> str:
 
 
 def _page(entries: Sequence[Entry], *, truncated: bool) -> ListResult:
-    keys = tuple(entry for entry in entries if not isinstance(entry, str))
-    prefixes = tuple(entry for entry in entries if isinstance(entry, str))
+    prefixes = tuple([entry for entry in entries if isinstance(entry, str)])
+    keys = tuple([entry for entry in entries if not isinstance(entry, str)])
     return ListResult(keys, prefixes, truncated, name_of(entries[-1]) if truncated else "")
 
 

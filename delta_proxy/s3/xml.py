@@ -285,10 +285,10 @@ def _listed(columns: _Columns, encoded: bool) -> tuple[list[str], list[int], lis
     count = len(names)
     return (
         _decoded(names, encoded),
-        [int(size) for size in sizes],
+        list(map(int, sizes)),
         [""] * count if etags is None else etags,
         times,
-        [_STANDARD] * count if classes is None else [each or _STANDARD for each in classes],
+        [each or _STANDARD for each in classes or [""] * count],
     )
 
 

@@ -302,7 +302,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "visibility: of the data the granted files are listed": (
         "delta.visibility",
-        ("for item in data if item.path in granted", "for item in data"),
+        ("for path, _, etag, _, _ in data if path in granted", "for path, _, etag, _, _ in data"),
     ),
     "visibility: log files are listed under the ETags of the view": (
         "delta.visibility",
@@ -338,7 +338,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "listing: what is not shown is not listed": (
         "delta.visibility",
-        ("for item in data if item.path in granted", "for item in data"),
+        ("for path, _, etag, _, _ in data if path in granted", "for path, _, etag, _, _ in data"),
     ),
     "listing: what is not served is not listed": (
         "delta.visibility",
