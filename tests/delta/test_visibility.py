@@ -74,6 +74,14 @@ def test_granted_data_is_listed_and_nothing_else(granted: GrantedPaths) -> None:
     assert shown == {"g/live": '"g/live"', "g2/gone": '"g2/gone"'}
 
 
+def test_names_beyond_ascii_are_listed_by_their_grants(tmp_path: Path) -> None:
+    paths = ["g/é", "g/\U0001f389", "r/日本"]
+    files = [add(path, p="red" if path[0] == "r" else "green") for path in paths]
+    index = index_of(tmp_path, [PROTOCOL, metadata("p"), *files])
+    view = GrantedPaths(GrantMasks().of(index, grant({"p": "green"}), NOW), LOG)
+    assert view.served(listed(*paths), NOTHING).keys() == set(paths[:2])
+
+
 def test_what_get_does_not_show_as_it_is_has_an_etag_of_its_own(granted: GrantedPaths) -> None:
     shown = granted.served(listed("dv.bin", COMMIT), NOTHING)
     assert shown.keys() == {"dv.bin", COMMIT}
