@@ -29,8 +29,14 @@ def server_context(certificate: pathlib.Path, private_key: pathlib.Path) -> IOpe
     chain = [_load(certificate, block) for block in _CERTIFICATE.findall(certificate.read_bytes())]
     if not chain:
         raise UnusableCertificate(f"tls.certificate: {certificate} holds no PEM certificate")
+    text = private_key.read_bytes()
+    if b"ENCRYPTED" in text:
+        # OpenSSL would ask for its passphrase on the terminal, once for each worker.
+        raise UnusableCertificate(
+            f"tls.privateKey: {private_key}: is encrypted; store it without a passphrase"
+        )
     try:
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, private_key.read_bytes())
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, text)
         options = CertificateOptions(
             privateKey=key,
             certificate=chain[0],
