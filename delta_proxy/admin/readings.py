@@ -6,6 +6,7 @@ What is read here is the other side of `verify`: it uses nothing of the proxy's 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -16,8 +17,11 @@ import deltalake
 import pyarrow as pa
 
 from delta_proxy.access.partitions import Column, ColumnType, Kind, PartitionTuple
+from delta_proxy.admin.errors import one_line
 
 _TABLE: Final = "table_to_verify"
+# deltalake tells a cause a line, behind a coloured arrow.
+_DECORATION: Final = re.compile(r"\x1b\[[0-9;]*m|↳")
 Files = Mapping[str, PartitionTuple]
 
 
@@ -123,5 +127,6 @@ def _literal(kind: ColumnType, value: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a reader says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """What a reader says, in one line: its last words tell why (a certificate, a refused connection)."""
+    lines = [_DECORATION.sub("", line).strip() for line in str(error).splitlines()]
+    return one_line(": ".join(filter(None, lines)) or type(error).__name__)

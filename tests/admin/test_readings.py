@@ -9,7 +9,7 @@ import pytest
 
 from delta_proxy.access.partitions import parse_value
 from delta_proxy.access.policy import EVERYTHING
-from delta_proxy.admin.readings import Place, Rows, columns_of, files_of
+from delta_proxy.admin.readings import Place, Rows, columns_of, files_of, reason
 from delta_proxy.admin.tables import Coverage
 from tests.delta.tables import index_of_folder
 from tests.integration.servers import SHARED_TABLES
@@ -68,3 +68,11 @@ def test_newer_commits_count_in_the_coverage(table: pathlib.Path, tmp_path: path
     deltalake.DeltaTable(table).delete("MIC = 'XLON'")
     covered = Coverage.of(index_of_folder(tmp_path, table), EVERYTHING, NOW)
     assert covered.of_partitions == 3 * (len(MICS) - 1)
+
+
+def test_what_a_reader_says_ends_with_the_cause() -> None:
+    said = (
+        "Generic S3 error\n    \x1b[31m↳\x1b[0m Error performing GET\n     \x1b[31m↳\x1b[0m UnknownIssuer\n"
+    )
+    assert reason(OSError(said)) == "Generic S3 error: Error performing GET: UnknownIssuer"
+    assert reason(ValueError()) == "ValueError"
