@@ -8,6 +8,7 @@ of every observer made here, tracebacks included, and blanks what slipped throug
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -120,6 +121,18 @@ def install(application: Componentized, style: LogFormat, path: str | None = Non
     file = None if path is None else LogFile.fromFullPath(path)
     application.setComponent(ILogObserver, observer(style, cast(TextIO | None, file)))
     return file
+
+
+def rotate(file: LogFile) -> None:
+    """Go on in a new file: that of a tool that has moved the old one away, else after moving it ourselves."""
+    try:
+        kept = os.path.samestat(os.stat(file.path), os.fstat(file._file.fileno()))
+    except FileNotFoundError:
+        kept = False
+    if kept:
+        file.rotate()
+    else:
+        file.reopen()
 
 
 def _redact_parameter(part: bytes) -> bytes:

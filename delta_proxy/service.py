@@ -46,7 +46,7 @@ from delta_proxy.delta.views import TableViews
 from delta_proxy.delta.write_marks import WriteMarks
 from delta_proxy.exposure import say_what_is_open
 from delta_proxy.identity import Identity
-from delta_proxy.logs import LogFormat, install
+from delta_proxy.logs import LogFormat, install, rotate
 from delta_proxy.metrics import CONTENT_TYPE, Metrics, Moment
 from delta_proxy.ports import UnusablePort, check_ports
 from delta_proxy.reload import Reload
@@ -273,8 +273,7 @@ class ProxyService(MultiService):
         ask = None if self._reload is None else self._reload.ask
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ask is None else lambda *_: in_reactor(ask))
         if self._log_file is not None:
-            rotate = self._log_file.rotate
-            signal.signal(signal.SIGUSR1, lambda *_: in_reactor(rotate))
+            signal.signal(signal.SIGUSR1, lambda *_: in_reactor(rotate, self._log_file))
         if self._end is not None:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         elif self._audit is not None:
@@ -495,8 +494,11 @@ class ProxyService(MultiService):
         try:
             await self.check_grants(self._config, frozenset(self._config.table_mapping))
         except PolicyError as error:
-            if self._end is None or self._end.refuse(f"{error}"):
+            if self._end is None:
                 give_up(self._reactor, f"{error}")
+            elif self._end.refuse(f"{error}"):
+                # The parent tells the operator, once for all workers.
+                fail(self._reactor)
                 return
         if self._end is not None:
             self._end.up()
@@ -524,10 +526,15 @@ class ProxyService(MultiService):
 
 
 def give_up(reactor: Any, problem: str) -> None:
-    """End the process with status 1; twistd itself knows only 0 and signals."""
+    """Tell the operator why, and end the process with status 1."""
     # Not sys.stderr, which twistd has made a part of the log.
     print(f"{_NAME}: {problem}", file=sys.__stderr__, flush=True)
     _log.critical("{problem}", problem=problem)
+    fail(reactor)
+
+
+def fail(reactor: Any) -> None:
+    """End the process with status 1; twistd itself knows only 0 and signals."""
     atexit.register(os._exit, 1)
     stop_once(reactor)
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.application.service import Application
 from twisted.logger import ILogObserver, Logger, LogPublisher
+from twisted.python.logfile import LogFile
 
 from delta_proxy.logs import (
     _SCRUBBED,
@@ -20,6 +21,7 @@ from delta_proxy.logs import (
     install,
     observer,
     redact_target,
+    rotate,
     scrub,
 )
 
@@ -161,3 +163,16 @@ def test_twistd_takes_the_installed_observer_and_its_log_file(tmp_path: Path) ->
     Logger(observer=LogPublisher(installed)).info("served {count}", count=4)
     file.close()
     assert json.loads(logfile.read_text())["count"] == 4
+
+
+def test_the_log_goes_on_under_its_name_whoever_moved_the_old_file_away(tmp_path: Path) -> None:
+    file = LogFile.fromFullPath(str(tmp_path / "proxy.log"))
+    file.write("first\n")
+    (tmp_path / "proxy.log").rename(tmp_path / "proxy.log.old")
+    rotate(file)
+    file.write("second\n")
+    rotate(file)
+    file.write("third\n")
+    file.close()
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert texts == {"proxy.log.old": "first\n", "proxy.log.1": "second\n", "proxy.log": "third\n"}
