@@ -12,8 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
     PrivateFormat,
 )
 
@@ -23,10 +21,8 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 FORMS = [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL]
 
 
-def files(
-    folder: pathlib.Path, form: PrivateFormat, encryption: KeySerializationEncryption
-) -> tuple[pathlib.Path, pathlib.Path]:
-    """A certificate of a key, and the key as it is written."""
+def files(folder: pathlib.Path, form: PrivateFormat) -> tuple[pathlib.Path, pathlib.Path]:
+    """A certificate of a key, and the key with a passphrase."""
     name, now = x509.Name([]), datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(name, name, KEY.public_key(), x509.random_serial_number())
@@ -36,16 +32,11 @@ def files(
     )
     chain, key = folder / "chain.pem", folder / "key.pem"
     chain.write_bytes(certificate.public_bytes(Encoding.PEM))
-    key.write_bytes(KEY.private_bytes(Encoding.PEM, form, encryption))
+    key.write_bytes(KEY.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"passphrase")))
     return chain, key
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_key_is_taken_in_either_form(tmp_path: pathlib.Path, form: PrivateFormat) -> None:
-    assert server_context(*files(tmp_path, form, NoEncryption()))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nobody_is_asked_for_the_passphrase_of_a_key(tmp_path: pathlib.Path, form: PrivateFormat) -> None:
     with pytest.raises(UnusableCertificate, match=r"key\.pem: is encrypted"):
-        server_context(*files(tmp_path, form, BestAvailableEncryption(b"passphrase")))
+        server_context(*files(tmp_path, form))
