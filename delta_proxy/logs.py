@@ -112,6 +112,11 @@ def observer(style: LogFormat, out: TextIO | None = None) -> ILogObserver:
     return FileLogObserver(sys.stdout if out is None else out, format_event)
 
 
+def json_lines() -> ILogObserver:
+    """For `twistd --logger delta_proxy.logs.json_lines`: scrubbed lines of JSON on standard output."""
+    return observer(LogFormat.JSON)
+
+
 def install(application: Componentized, style: LogFormat, path: str | None = None) -> LogFile | None:
     """Make twistd log through `observer`, to standard output or to a file, which is returned.
 

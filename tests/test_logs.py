@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.application.service import Application
 from twisted.logger import ILogObserver, Logger, LogPublisher
 from twisted.python.logfile import LogFile
+from twisted.python.reflect import namedAny
 
 from delta_proxy.logs import (
     _SCRUBBED,
@@ -176,3 +177,11 @@ def test_the_log_goes_on_under_its_name_whoever_moved_the_old_file_away(tmp_path
     file.close()
     texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert texts == {"proxy.log.old": "first\n", "proxy.log.1": "second\n", "proxy.log": "third\n"}
+
+
+def test_twistd_can_be_told_to_log_json(capsys: pytest.CaptureFixture[str]) -> None:
+    made = namedAny("delta_proxy.logs.json_lines")()
+    Logger(observer=LogPublisher(made)).info("asked with {how}", how=f"Signature={SECRET}", count=3)
+    written = capsys.readouterr().out
+    assert json.loads(written)["count"] == 3
+    assert SECRET not in written
