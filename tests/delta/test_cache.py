@@ -339,6 +339,20 @@ def test_a_path_is_looked_for_in_newer_commits_and_in_the_history(bench: Bench) 
     assert bench.after(bench.cache.locate("trades", path(79)))[1] == ()
 
 
+def test_a_path_of_the_newest_version_is_judged_with_what_older_ones_said(bench: Bench) -> None:
+    path = write_table_with_history(bench.table)
+    bench.log.holding = True
+    built = start(bench.cache.table("trades"))
+    while not built.called:
+        bench.log.release()
+    located = start(bench.cache.locate("trades", path(3)))
+    assert not located.called
+    bench.log.holding = False
+    bench.log.release()
+    index, entries = result_of(located)
+    assert (index.complete, bool(entries)) == (True, True)
+
+
 def test_a_restart_takes_the_index_from_disk_and_only_reads_newer_commits(bench: Bench) -> None:
     result_of(bench.cache.table("trades"))
     bench.commit(1, add("y", p="a"))

@@ -140,6 +140,13 @@ def test_adds_are_under_the_metadata_of_their_own_commit_wherever_it_stands(make
     assert allowed(index, A, "x") is True
 
 
+def test_the_columns_before_a_version_are_not_those_it_brings(make: Any) -> None:
+    index = make([*HEAD, add("x", p="a")], [add("y", p="a")], [metadata("q")], [add("z", q="a")])
+    before = [index.columns_before(version) for version in range(5)]
+    names = [None if columns is None else [column.name for column in columns] for columns in before]
+    assert names == [None, ["p"], ["p"], ["q"], ["q"]]
+
+
 def test_column_mapping_is_that_in_force(make: Any) -> None:
     index = make(
         [PROTOCOL, metadata("p", mapping={"p": "col-1"}), add("x", None, **{"col-1": "a"})], [add("y", p="a")]
