@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from delta_proxy.config import GetMode
+from tests.delta.view import support
 from tests.leaky import FORBIDDEN, SERVED, VECTORS, leaky_table
 from tests.memory import MemoryProxy
 
@@ -127,6 +128,16 @@ def test_a_denied_file_stays_denied_when_it_is_added_again_as_granted(small: Mem
     put(small, 1, add("b", p="green"))
     assert small.get("t/b").status == 403
     assert b'"b"' not in small.get(f"t/_delta_log/{1:020d}.json").body
+
+
+def test_a_part_of_a_checkpoint_that_is_not_whole_is_refused(
+    small: MemoryProxy, tmp_path: pathlib.Path
+) -> None:
+    rows = [{"add": support.add("c", {"p": "green"})}]
+    part = support.write_checkpoint(tmp_path / "part.parquet", rows)
+    key = f"t/_delta_log/{9:020d}.checkpoint.{1:010d}.{2:010d}.parquet"
+    small.store.put(key, part.read_bytes())
+    assert (small.get(key).status, small.get("t/a").status) == (403, 200)
 
 
 def test_a_file_that_a_later_commit_denies_is_not_listed_any_more(small: MemoryProxy) -> None:
