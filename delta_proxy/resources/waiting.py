@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from delta_proxy.logs import redact_target
-from delta_proxy.resources.base import XML, Answer, Rest
-from delta_proxy.resources.server import EdgeRequest
+from delta_proxy.resources.base import XML, Answer, Rest, annotate
+from delta_proxy.resources.server import REFUSED, EdgeRequest
 from delta_proxy.s3.errors import S3Error
 from delta_proxy.s3.xml import DECLARATION, error_document
 
@@ -35,6 +35,8 @@ async def kept_waiting(
     except S3Error as error:
         if not request.startedWriting:
             raise
+        # The status says that it was carried out.
+        annotate(request, decision=REFUSED, reason=error.code)
         named = redact_target(request.path)
         document = error_document(error, resource=named, request_id=request.request_id)
         return Rest(document.removeprefix(_BEGINNING))

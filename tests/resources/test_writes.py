@@ -722,6 +722,9 @@ def test_a_client_is_kept_waiting_for_a_copy_that_takes_long(
     assert ElementTree.fromstring(document).tag.rpartition("}")[2] == root
     if root == "Error":
         assert ElementTree.fromstring(document).findtext("Code") == "NoSuchKey"
+    line = json.loads(audit_record(answer.record, NOW).line())
+    told = ("denied", "NoSuchKey") if root == "Error" else ("allowed", None)
+    assert (line["decision"], line["reason"]) == told
 
 
 def test_a_client_that_leaves_while_it_is_kept_waiting_leaves_nothing_behind(proxy: MemoryProxy) -> None:
