@@ -248,7 +248,7 @@ boto3
     [o["Key"] for o in s3.list_objects_v2(Bucket="{at.bucket}", Prefix="{ALIAS}/MIC=")["Contents"]]
 
 Spark (3.5 with delta-spark and hadoop-aws)
-    spark-shell --packages io.delta:delta-spark_2.12:3.2.1,org.apache.hadoop:hadoop-aws:3.3.4 \\
+    spark-shell --packages io.delta:delta-spark_2.12:3.3.2,org.apache.hadoop:hadoop-aws:3.3.4 \\
       --conf spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension \\
       --conf spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog \\
       --conf spark.hadoop.fs.s3a.endpoint={at.url} --conf spark.hadoop.fs.s3a.path.style.access=true \\

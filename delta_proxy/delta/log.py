@@ -21,6 +21,7 @@ class NotATable(NoSuchKey):
     """There is no Delta log at the place."""
 
     code = "NoSuchKey"
+    default_message = "There is no Delta log here."
 
 
 @attrs.frozen

@@ -167,6 +167,11 @@ class ForwardResource(S3Resource):
         annotate(request, principal=principal.id)
         # Not before: until the store has accepted it, anybody could take the places of an access key.
         await self.take_place(principal)
+        return await self._accepted(upstream, principal, access_key, request)
+
+    async def _accepted(
+        self, upstream: UpstreamResponse, principal: Principal, access_key: str, request: EdgeRequest
+    ) -> AnyAnswer:
         match self.s3.operation:
             case Operation.GET_OBJECT | Operation.HEAD_OBJECT:
                 return await self._object(upstream, principal, request)

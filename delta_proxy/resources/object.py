@@ -77,9 +77,7 @@ class ObjectResource(S3Resource):
         table = self._table(principal, alias, request)
         if path is None:
             raise NoSuchKey(fields={"Key": self.s3.key})
-        keyed = brings_key(self.s3.headers)
-        if keyed:
-            check_key_is_safe(self.s3.headers, request)
+        keyed = self._brings_safe_key(request)
         served = self._admitted(await self.services.gate.judge(table, path), request)
         client = self.services.tables[alias]
         if keyed and (served.use is Use.DATA or table.grant.is_everything):
@@ -92,6 +90,13 @@ class ObjectResource(S3Resource):
         request.note.proxied = True
         viewed = await self._viewed(table, served, path, request)
         return await self._stream(client, path) if viewed is None else self._stored(viewed)
+
+    def _brings_safe_key(self, request: EdgeRequest) -> bool:
+        """Whether a key of SSE-C comes along. Raises S3Error where it must not travel."""
+        keyed = brings_key(self.s3.headers)
+        if keyed:
+            check_key_is_safe(self.s3.headers, request)
+        return keyed
 
     def _table(self, principal: Principal, alias: str, request: EdgeRequest) -> GrantedTable:
         opened = self.services.gate.open(principal, alias)
