@@ -140,14 +140,13 @@ class Gate:
         if not entries:
             return Absent()
         now = self._now()
-        mask = self._masks.of(index, table.grant, now)
         # A mask is right for a minute; a grant that moves with the clock is held to the very moment.
-        if not table.grant.is_relative and mask.allows_data(entries):
+        if not table.grant.is_relative and self._masks.allows_data(index, table.grant, entries, now):
             return _SERVED_DATA
         decision = authorise_entries(index, table.grant, entries, now)
         if isinstance(decision, Denied):
             return Refused(decision.reason)
-        shown = shown_regions(mask, entries)
+        shown = shown_regions(self._masks.of(index, table.grant, now), entries)
         return _SERVED_DATA if shown is None else Served(Use.DELETION_VECTOR, shown)
 
     async def content(self, table: GrantedTable, served: Served, path: str) -> ViewedFile | None:

@@ -95,16 +95,6 @@ class GrantMask:
         """Whether a path with these entries of the index is granted; one without any is not."""
         return self.index.allows(entries, self.bits)
 
-    def allows_data(self, entries: tuple[Entry, ...]) -> bool:
-        """Whether these entries are of data or change data alone, all granted. False may just mean: look
-        closer.
-        """
-        bits = self.bits
-        for entry in entries:
-            if entry.kind is FileKind.DELETION_VECTOR or not bits[entry.tuple_id]:
-                return False
-        return bool(entries)
-
     def allows_vector(self, entry: Entry) -> bool:
         """Whether the bytes of one deletion vector are granted."""
         return self.index.allows_vector(entry, self.bits)
@@ -126,11 +116,25 @@ class GrantMasks:
 
     def of(self, index: TableIndex, grant: Grant, now: datetime) -> GrantMask:
         """The mask of a grant over a snapshot."""
+        return GrantMask(index, self._bits_of(index, grant, now))
+
+    def allows_data(self, index: TableIndex, grant: Grant, entries: tuple[Entry, ...], now: datetime) -> bool:
+        """Whether these entries are of data or change data alone, all granted, without a mask being made.
+
+        False may just mean: look closer.
+        """
+        bits = self._bits_of(index, grant, now)
+        for entry in entries:
+            if entry.kind is FileKind.DELETION_VECTOR or not bits[entry.tuple_id]:
+                return False
+        return bool(entries)
+
+    def _bits_of(self, index: TableIndex, grant: Grant, now: datetime) -> Bits:
         count = len(index.partitions)
         if grant.is_everything:
-            return GrantMask(index, np.ones(count, np.bool_))
+            return np.ones(count, np.bool_)
         if index.metadata.unknown_features:
-            return GrantMask(index, np.zeros(count, np.bool_))
+            return np.zeros(count, np.bool_)
         minute = now.replace(second=0, microsecond=0) if grant.is_relative else None
         key = (index.identity, grant.fingerprint, minute.isoformat() if minute else "")
         bits = self._bits.get(key)
@@ -139,7 +143,7 @@ class GrantMasks:
         self._bits.move_to_end(key)
         while len(self._bits) > self._limit:
             self._bits.popitem(last=False)
-        return GrantMask(index, bits)
+        return bits
 
 
 def _extended(index: TableIndex, grant: Grant, now: datetime, known: Bits | None, count: int) -> Bits:

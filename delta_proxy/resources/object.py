@@ -164,14 +164,7 @@ class ObjectResource(S3Resource):
 
     async def _redirect(self, client: TableClient, path: str, rule: RedirectRule) -> Answer:
         """307 to a URL for exactly this object, presigned with the `x-amz-*` fields that come again."""
-        dropped = None if rule.resends_token else _SESSION_TOKEN
-        signed = tuple(
-            [
-                (name, value)
-                for name, value in self.s3.headers.items
-                if rule.resends_fields and name.startswith(_PRESIGN_PREFIX) and name != dropped
-            ]
-        )
+        signed = self._sent_again(rule) if rule.resends_fields else ()
         url = await client.presign(
             path,
             headers=signed,
@@ -179,6 +172,16 @@ class ObjectResource(S3Resource):
             expires=self.services.settings.presign_expiry_seconds,
         )
         return Answer(307, (("location", url), ("cache-control", "no-store")))
+
+    def _sent_again(self, rule: RedirectRule) -> Fields:
+        dropped = None if rule.resends_token else _SESSION_TOKEN
+        return tuple(
+            [
+                (name, value)
+                for name, value in self.s3.headers.items
+                if name.startswith(_PRESIGN_PREFIX) and name != dropped
+            ]
+        )
 
     async def _stream(self, client: TableClient, path: str) -> Streamed:
         headers = tuple([pair for pair in self.s3.headers.items if pair[0] in _SENT_ON])

@@ -135,6 +135,9 @@ def decode(raw: bytes) -> str:
     Raises InvalidURI for bad escapes, NUL and what is not UTF-8.
     """
     try:
+        if b"%" in raw:
+            # Most keys have no other escapes. What this leaves is malformed exactly if all of it was.
+            raw = raw.replace(b"%3D", b"=").replace(b"%3d", b"=")
         if b"%" not in raw:
             return raw.decode("utf-8")
         if _BAD_ESCAPE.search(raw):

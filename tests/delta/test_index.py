@@ -300,14 +300,15 @@ def agrees(
     index: TableIndex, model: dict[str, tuple[bool, set[str | None]]], granted: set[str | None]
 ) -> None:
     given = grant(*({"p": value} for value in granted))
-    mask = GrantMasks().of(index, given, NOW)
+    masks = GrantMasks()
+    mask = masks.of(index, given, NOW)
     bits = mask.bits
     visible = {path for path, (_, values) in model.items() if values and values <= granted}
     live = {path for path in visible if model[path][0]}
     for path, (is_live, values) in model.items():
         assert allowed(index, given, path) is (path in visible)
         entries = index.lookup(path)
-        assert mask.allows_data(entries) is (path in visible)
+        assert masks.allows_data(index, given, entries, NOW) is (path in visible)
         assert any(entry.live for entry in entries) is is_live
         seen = {dict(index.partitions[entry.tuple_id].values).get("p") for entry in entries}
         assert seen - {None} == values - {None}

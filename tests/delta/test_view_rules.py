@@ -190,7 +190,7 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     ),
     "gate: a data file is served only when the mask allows it": (
         "delta.gate",
-        ("mask.allows_data(entries)", "True"),
+        ("self._masks.allows_data(index, table.grant, entries, now)", "True"),
     ),
     "gate: deletion vectors are masked": (
         "delta.gate",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import unicodedata
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import example, given
@@ -19,7 +21,7 @@ from delta_proxy.s3.errors import (
     S3Error,
 )
 from delta_proxy.s3.operation import Operation
-from delta_proxy.s3.request import Addressing, Headers, S3Request, parse_request, split_key
+from delta_proxy.s3.request import Addressing, Headers, S3Request, decode, parse_request, split_key
 from delta_proxy.s3.sigv4 import canonical_query, object_path
 
 ADDRESSING = Addressing("datalake", ("s3.example.com", "example.com"))
@@ -55,6 +57,21 @@ def test_a_key_is_decoded_once_and_never_normalised(raw: bytes, key: str) -> Non
     request = get(b"/datalake/" + raw)
     assert (request.bucket, request.key) == ("datalake", key)
     assert request.raw_path == b"/datalake/" + raw
+
+
+@given(
+    st.lists(st.sampled_from([b"%", b"3", b"D", b"d", b"2", b"5", b"=", b"%3D", b"%3d", b"%25"])).map(
+        b"".join
+    )
+)
+@example(b"%253D")
+@example(b"%%3D3D")
+@example(b"%2%3D")
+def test_an_escape_is_decoded_once_or_refused_whatever_stands_beside_it(raw: bytes) -> None:
+    octets = unquote_to_bytes(raw)
+    sound = not re.search(rb"%(?![0-9A-Fa-f]{2})", raw) and octets.isascii()
+    with contextlib.nullcontext() if sound else pytest.raises(InvalidURI):
+        assert decode(raw).encode() == octets
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=80))
