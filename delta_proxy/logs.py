@@ -33,6 +33,8 @@ READY: Final = "{line}"
 """The format of an event whose field `line` is its finished text: Twisted's formatting is slow."""
 
 _LONGEST_TARGET = 2048
+# Each rotation renames all older files: at twistd's own megabyte, of two seconds under load, that stalls it.
+_LOG_BYTES = 100_000_000
 _SECRET_PARAMETERS = frozenset(
     {
         b"x-amz-signature",
@@ -121,9 +123,9 @@ def install(application: Componentized, style: LogFormat, path: str | None = Non
     """Make twistd log through `observer`, to standard output or to a file, which is returned.
 
     Must run before twistd starts logging, so when the service gets its application as parent. A file is
-    twistd's own kind, which is rotated when it is large.
+    twistd's own kind, which is rotated at 100 MB.
     """
-    file = None if path is None else LogFile.fromFullPath(path)
+    file = None if path is None else LogFile.fromFullPath(path, rotateLength=_LOG_BYTES)
     application.setComponent(ILogObserver, observer(style, cast(TextIO | None, file)))
     return file
 

@@ -166,6 +166,15 @@ def test_twistd_takes_the_installed_observer_and_its_log_file(tmp_path: Path) ->
     assert json.loads(logfile.read_text())["count"] == 4
 
 
+def test_a_log_file_is_not_renamed_at_each_megabyte_as_twistds_own(tmp_path: Path) -> None:
+    file = install(Application("delta-s3-proxy"), LogFormat.TEXT, str(tmp_path / "proxy.log"))
+    assert file is not None
+    file.write("x" * 2_000_000)
+    file.write("more")
+    file.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["proxy.log"]
+
+
 def test_the_log_goes_on_under_its_name_whoever_moved_the_old_file_away(tmp_path: Path) -> None:
     file = LogFile.fromFullPath(str(tmp_path / "proxy.log"))
     file.write("first\n")
