@@ -111,6 +111,8 @@ class Options(usage.Options):
         except ConfigError as error:
             raise SystemExit(f"{_NAME}: {error}") from None
         except (OSError, ValueError) as error:
+            if self["worker"] is None:
+                raise
             raise SystemExit(f"{_NAME}: --worker is for the proxy's own use: {error}") from None
 
     def load(self) -> Config:

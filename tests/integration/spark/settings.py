@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 SESSIONS = "org.apache.hadoop.fs.s3a.TemporaryAWSCredentialsProvider"
 USERS = "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider"
 
@@ -38,8 +36,3 @@ def of_bucket(
     if helper_port:
         settings |= {"proxy.host": "127.0.0.1", "proxy.port": str(helper_port)}
     return {f"fs.s3a.bucket.{bucket}.{name}": value for name, value in settings.items()}
-
-
-def as_properties(settings: Mapping[str, str]) -> str:
-    """Lines of spark-defaults.conf."""
-    return "\n".join(f"spark.hadoop.{name} {value}" for name, value in settings.items())
