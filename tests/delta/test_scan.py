@@ -87,6 +87,12 @@ def test_a_checkpoint_with_something_else_than_text_is_not_understood(
         told(of_kind(path, value, [{"path": "a", "partitionValues": []}]), ROOT)
 
 
+def test_a_checkpoint_that_gives_a_column_two_values_is_not_understood() -> None:
+    rows = [{"path": "a", "partitionValues": [("p", "red"), ("p", "green")]}]
+    with pytest.raises(LogError):
+        told(of_kind(pa.string(), pa.string(), rows), ROOT)
+
+
 def test_a_struct_that_is_there_but_empty_is_no_action(tmp_path: pathlib.Path) -> None:
     nothing: dict[str, Any] = {name: {"path": None} for name in ("add", "remove", "sidecar")}
     nothing |= {"metaData": {"id": None}, "protocol": {"minReaderVersion": None}}
