@@ -40,7 +40,7 @@ from delta_proxy.s3.request import S3Request
 from delta_proxy.s3.sigv4 import quote_path
 from delta_proxy.upstream.stores import CommitProbe, TableLocation
 from delta_proxy.upstream.upload import Outgoing, StoreGone
-from delta_proxy.upstream.writer import Streamed, TableWriter, Write, document
+from delta_proxy.upstream.writer import Streamed, TableWriter, Write
 
 from .flight import Flight
 from .paths import LOG_DIRECTORY
@@ -145,7 +145,7 @@ async def _copy(writer: TableWriter, path: str) -> None:
 
 async def _complete(writer: TableWriter, path: str) -> None:
     created = await writer.send(Write("CreateMultipartUpload", "POST", path, (("uploads", ""),)))
-    upload = ("uploadId", document(created, write_xml.document_of).text("UploadId"))
+    upload = ("uploadId", (await writer.told(created, write_xml.document_of)).text("UploadId"))
     try:
         numbered = (("partNumber", "1"), upload)
         part = await writer.send(Write("UploadPart", "PUT", path, numbered, body=_BODY))

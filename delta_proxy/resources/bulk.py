@@ -32,8 +32,9 @@ from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import announces_checksum
 from delta_proxy.s3.request import split_key
 from delta_proxy.s3.write_xml import Deleted, OpenUpload, UploadPage, UploadQuery
+from delta_proxy.upstream.documents import parsed
 from delta_proxy.upstream.stores import leaves_root
-from delta_proxy.upstream.writer import TableWriter, Write, document
+from delta_proxy.upstream.writer import TableWriter, Write
 
 _LAST_CODE_POINT = "\U0010ffff"
 _MAX_UPLOADS = 1000
@@ -58,7 +59,7 @@ class BulkResource(S3Resource):
         if not announces_checksum(self.s3) and payload.sha256 is None:
             raise InvalidRequest("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
         body, _ = await whole(request, payload, request.site.limits.body)
-        asked = write_xml.parse_delete(body)
+        asked = await parsed(write_xml.parse_delete, body, self.services.defer_to_pool)
         tables, outcomes = self._by_table(asked.keys), dict[str, Deleted]()
         paths = {alias: keys.values() for alias, keys in tables.items()}
         for alias in line_for_each(self, principal, paths, request):
@@ -163,8 +164,7 @@ async def _delete_in_store(writer: TableWriter, keys: Mapping[str, str]) -> dict
     body = write_xml.delete_document(keys)
     query, headers = (("delete", ""),), (*XML, ("content-md5", _md5(body)))
     written = await writer.send(Write("DeleteObjects", "POST", None, query, headers, body))
-    outcome: dict[str, str] = document(written, write_xml.parse_delete_result)
-    return outcome
+    return await writer.told(written, write_xml.parse_delete_result)
 
 
 async def _uploads_of(writer: TableWriter, alias: str, query: UploadQuery) -> UploadPage:
@@ -183,7 +183,7 @@ async def _uploads_of(writer: TableWriter, alias: str, query: UploadQuery) -> Up
     asked = [("uploads", ""), ("encoding-type", "url"), ("max-uploads", str(query.max_uploads))]
     asked += [(name, value) for name, value in given.items() if value]
     written = await writer.send(Write("ListMultipartUploads", "GET", None, tuple(asked)))
-    page: UploadPage = document(written, write_xml.parse_uploads)
+    page = await writer.told(written, write_xml.parse_uploads)
     return _as_asked(page, location.key(""), root)
 
 

@@ -23,6 +23,7 @@ from delta_proxy.s3.copying import copy_source
 from delta_proxy.s3.errors import AccessDenied, InvalidArgument, MissingContentLength
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import payload_of
+from delta_proxy.upstream.documents import parsed
 from delta_proxy.upstream.forward import Route
 from delta_proxy.upstream.relay import UpstreamResponse
 from delta_proxy.upstream.upload import Outgoing, Source
@@ -117,7 +118,8 @@ class ForwardedWrite:
         payload = payload_of(self._s3, self._request.body_length, None)
         body, _ = await whole(self._request, payload, self._request.site.limits.body, wire)
         write_xml.check_plain(body)
-        paths = [await self._admitted(principal, key) for key in write_xml.parse_delete(body).keys]
+        asked = await parsed(write_xml.parse_delete, body, self._services.defer_to_pool)
+        paths = [await self._admitted(principal, key) for key in asked.keys]
         for _ in line_for_each(self._resource, principal, by_alias(paths), self._request):
             annotate(self._request, decision="allowed")
         return paths, partial(_as_it_came, b"".join(wire))

@@ -8,6 +8,7 @@ them in documents are the client's on the way back, the store's on the way there
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from delta_proxy.access.identity import Principal
@@ -29,8 +30,9 @@ from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.payload import Payload, payload_of
 from delta_proxy.s3.request import S3Request, split_key
 from delta_proxy.s3.sigv4 import object_path, quote_path
+from delta_proxy.upstream.documents import parsed
 from delta_proxy.upstream.stores import TableLocation
-from delta_proxy.upstream.writer import TableWriter, Write, Written, document
+from delta_proxy.upstream.writer import TableWriter, Write, Written
 
 _ASSEMBLY_FIELDS = (
     "if-match",
@@ -113,7 +115,7 @@ class _Write:
             "POST", query=(("uploads", ""),), headers=only_of_object(stored_fields(self.s3.headers))
         )
         fields = only(handed_back(written.headers), "x-amz-")
-        return self._document(written, "InitiateMultipartUploadResult", fields)
+        return await self._document(written, "InitiateMultipartUploadResult", fields)
 
     async def complete(self) -> Answer:
         """CompleteMultipartUpload, whose checksum is the object's and not the document's."""
@@ -121,16 +123,16 @@ class _Write:
         limit = self._request.site.limits.body
         payload = body_of(self.services, self.s3, self._request, checksums=False)
         body, _ = await whole(self._request, payload, limit)
-        parts = write_xml.complete_document(write_xml.parse_complete(body))
+        parts = await parsed(write_xml.complete_anew, body, self.services.defer_to_pool)
         written = await self._send("POST", headers=(*fields, *XML), body=parts)
-        return self._document(
+        return await self._document(
             written, "CompleteMultipartUploadResult", only(handed_back(written.headers), "x-")
         )
 
     async def parts(self) -> Answer:
         """ListParts."""
         written = await self._send("GET", headers=only(stored_fields(self.s3.headers), *_ENCRYPTION))
-        return self._document(written, "ListPartsResult", ())
+        return await self._document(written, "ListPartsResult", ())
 
     async def copy(self) -> Answer:
         """CopyObject and UploadPartCopy; the source must be open to the principal as well."""
@@ -139,7 +141,7 @@ class _Write:
             fields = only(fields, *_COPY_PART_FIELDS)
         written = await self._send("PUT", headers=(*fields, (COPY_SOURCE, self._source())))
         fields = only(handed_back(written.headers), "x-")
-        return self._document(written, _COPIES[self.s3.operation], fields)
+        return await self._document(written, _COPIES[self.s3.operation], fields)
 
     async def _send(
         self,
@@ -171,14 +173,14 @@ class _Write:
             raise NotImplementedByProxy("A copy is made within one store; these tables lie in two.")
         return quote_path(f"{location.bucket}/{location.object_key(path)}")
 
-    def _document(self, written: Written, name: str, fields: Fields) -> Answer:
+    async def _document(self, written: Written, name: str, fields: Fields) -> Answer:
         """The store's document with the client's names in it."""
         bucket, key = self.services.settings.addressing.bucket, self.s3.key
         scheme = "https" if self._request.isSecure() else "http"
         place = f"{scheme}://{self.s3.host}{object_path(bucket, key)}"
-        told = document(written, write_xml.document_of)
         texts = {"Bucket": bucket, "Key": key, "Location": place}
-        return Answer(200, (*fields, *XML), write_xml.rewritten(told, name, texts, _OWNERS))
+        anew = partial(write_xml.anew, name=name, texts=texts, left_out=_OWNERS)
+        return Answer(200, (*fields, *XML), await self.writer.told(written, anew))
 
 
 def body_of(services: Services, s3: S3Request, request: EdgeRequest, *, checksums: bool = True) -> Payload:

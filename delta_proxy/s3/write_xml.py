@@ -175,6 +175,11 @@ def parse_complete(body: bytes) -> tuple[Part, ...]:
     return parts
 
 
+def complete_anew(body: bytes) -> bytes:
+    """A client's CompleteMultipartUpload, for the store. Raises MalformedXML, InvalidPartOrder."""
+    return complete_document(parse_complete(body))
+
+
 def complete_document(parts: Iterable[Part]) -> bytes:
     """The CompleteMultipartUpload for the store."""
     listed = (
@@ -193,11 +198,12 @@ def document_of(body: bytes) -> ElementOf:
     return document
 
 
-def rewritten(
-    document: ElementOf, name: str, texts: Mapping[str, str], left_out: Collection[str] = ()
-) -> bytes:
-    """The document under this name, with other texts in the elements named, and without some."""
-    return _document(name, _children(document.root, texts, frozenset(left_out), _DEPTH))
+def anew(body: bytes, name: str, texts: Mapping[str, str], left_out: Collection[str] = ()) -> bytes:
+    """A store's document under this name, with other texts in the elements named, and without some.
+
+    Raises MalformedDocument.
+    """
+    return _document(name, _children(document_of(body).root, texts, frozenset(left_out), _DEPTH))
 
 
 def upload_query(params: Mapping[str, str], max_uploads: int) -> UploadQuery:

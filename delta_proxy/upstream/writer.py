@@ -33,6 +33,7 @@ from delta_proxy.upstream.client import (
     http_date,
     log_refusal,
 )
+from delta_proxy.upstream.documents import Told, parsed
 from delta_proxy.upstream.origin import is_region
 from delta_proxy.upstream.relay import BodyCut, UpstreamResponse
 from delta_proxy.upstream.spool import MemorySpool, TooLarge
@@ -141,6 +142,14 @@ class TableWriter:
             return await self._exchange(write)
         finally:
             slot.release()
+
+    async def told(self, written: Written, parse: Callable[[bytes], Told]) -> Told:
+        """What the document of an answer says. Raises InternalError for one that cannot be understood."""
+        try:
+            return await parsed(parse, written.body.strip(), self._upstream.defer_to_pool)
+        except xml.MalformedDocument as error:
+            _log.error("the store's answer is no document of S3: {error}", error=str(error))
+            raise InternalError from None
 
     async def _exchange(self, write: Write) -> Written:
         request = self._request(write)
@@ -255,15 +264,6 @@ class TableWriter:
     def _observe(self, request: StoreRequest, outcome: str, started: float) -> None:
         seconds = self._upstream.pacing.clock.seconds() - started
         self._upstream.observer.request_finished(request.operation, outcome, seconds)
-
-
-def document(written: Written, parse: Callable[[bytes], Any]) -> Any:
-    """What a store's document says. Raises InternalError for one that cannot be understood."""
-    try:
-        return parse(written.body.strip())
-    except xml.MalformedDocument as error:
-        _log.error("the store's answer is no document of S3: {error}", error=str(error))
-        raise InternalError from None
 
 
 def _told_in_vain(body: bytes) -> str | None:

@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
 import attrs
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
@@ -27,7 +28,15 @@ from delta_proxy.resources.server import EdgeRequest, RequestNote, RequestRecord
 from delta_proxy.resources.services import Anonymous
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import S3Request
-from delta_proxy.s3.write_xml import OpenUpload, UploadPage, UploadQuery, list_uploads
+from delta_proxy.s3.write_xml import (
+    OpenUpload,
+    UploadPage,
+    UploadQuery,
+    complete_anew,
+    list_uploads,
+    parse_delete,
+    parse_delete_result,
+)
 from delta_proxy.upstream.stores import CommitProbe
 from tests.fakes.store import FakeStore
 from tests.fakes.writing import WritableStore
@@ -650,6 +659,23 @@ def test_an_upload_that_is_aborted_is_gone(proxy: MemoryProxy) -> None:
     assert proxy.request("DELETE", f"/datalake/t/x?uploadId={upload_id}").status == 204
     answer = proxy.request("DELETE", f"/datalake/t/x?uploadId={upload_id}")
     assert (answer.status, code(answer)) == (404, "NoSuchUpload")
+
+
+def test_long_documents_of_clients_are_read_beside_the_reactor(tmp_path: pathlib.Path) -> None:
+    beside = Counter[Callable[..., Any]]()
+
+    def pool(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        beside[function] += 1
+        return maybeDeferred(function, *arguments)
+
+    proxy = proxy_of(tmp_path, pool=pool)
+    parts = "".join(f"<Part><PartNumber>{n}</PartNumber><ETag>x</ETag></Part>" for n in range(1, 201))
+    body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+    assert code(post(proxy, "/datalake/t/x?uploadId=none", body)) == "NoSuchUpload"
+    for keys in (["t/x"], [f"t/{'x' * 100}{number}" for number in range(100)]):
+        body = deletion(*keys)
+        assert post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)}).status == 200
+    assert (beside[complete_anew], beside[parse_delete], beside[parse_delete_result]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,14 @@ from delta_proxy.s3.errors import (
     S3Error,
     ServiceUnavailable,
 )
+from delta_proxy.s3.headers import Headers
 from delta_proxy.s3.request import Addressing, S3Request, parse_request
 from delta_proxy.s3.sigv4 import SigningKeys
 from delta_proxy.s3.verify import presented, verify
+from delta_proxy.s3.write_xml import parse_delete_result
 from delta_proxy.upstream.retry import Timeouts
 from delta_proxy.upstream.upload import Outgoing
-from delta_proxy.upstream.writer import Streamed, TableWriter, Write, Written, document
+from delta_proxy.upstream.writer import Streamed, TableWriter, Write, Written
 
 from .conftest import MakeRig, MakeStore
 from .parts import BUCKET, CREDENTIALS, PREFIX, Call, Rig, answer, cuts, in_reactor, sends, silent, soon
@@ -315,9 +317,9 @@ async def test_nothing_is_written_outside_the_table(rig: Rig, make_store: MakeSt
     assert store.calls == []
 
 
-def test_a_document_that_is_none_is_a_fault() -> None:
-    from delta_proxy.s3.headers import Headers
-    from delta_proxy.s3.write_xml import parse_delete_result
-
+@pytest.mark.parametrize("body", [b"<Other/>", b"<Other>" + b" " * 5000 + b"</Other>"])
+@in_reactor
+async def test_a_document_that_is_none_is_a_fault(rig: Rig, make_store: MakeStore, body: bytes) -> None:
+    writer = TableWriter(rig.table(make_store(sends(answer())).endpoint))
     with pytest.raises(InternalError):
-        document(Written(200, Headers(), b"<Other/>"), parse_delete_result)
+        await writer.told(Written(200, Headers(), body), parse_delete_result)
