@@ -32,7 +32,7 @@ BEAT_SECONDS: Final = 5.0
 MOST_MISSED: Final = 6
 """After so many questions in a row without any word from it a worker is hung."""
 MOST_MISSED_AT_START: Final = 60
-"""The same for one that is not up yet: a busy machine takes its time to load the program."""
+"""The same for one that said nothing yet: a busy machine takes its time to load the program."""
 _BEAT: Final = {"ask": "beat", "id": 0}
 
 _log = Logger()
@@ -75,12 +75,13 @@ class Worker:
         self._numbers = itertools.count(1)
         self._beat: IDelayedCall | None = None
         self._missed = 0
+        self._heard = False
 
     def start(self) -> None:
         """Start a process."""
         self._restart = None
         self._started_at = self._supervisor.clock.seconds()
-        self.running, self._missed = True, 0
+        self.running, self._heard, self._missed = True, False, 0
         try:
             self._process = self._supervisor.spawner.spawn(self)
         except OSError as error:
@@ -90,7 +91,7 @@ class Worker:
 
     def received(self, message: Message) -> None:
         """The process sent a message: that it is up, that it refuses to start, or an answer."""
-        self._missed = 0
+        self._heard, self._missed = True, 0
         match message:
             case {"up": True}:
                 self.up = self._supervisor.was_up = True
@@ -159,7 +160,7 @@ class Worker:
 
     def _ask_for_life(self) -> None:
         # Questions are counted, not seconds: those of a parent that was stopped itself are nobody's silence.
-        if self._missed >= (MOST_MISSED if self.up else MOST_MISSED_AT_START):
+        if self._missed >= (MOST_MISSED if self._heard else MOST_MISSED_AT_START):
             self._beat = None
             _log.error("worker {n} is alive and does not answer", n=self.number)
             self.kill()

@@ -172,7 +172,7 @@ def test_a_worker_that_is_alive_and_does_not_answer_is_killed_and_replaced() -> 
     assert machine.newest.signals == []
 
 
-def test_a_worker_that_hangs_before_it_is_up_is_replaced_when_it_had_time_to_start() -> None:
+def test_a_worker_that_never_says_a_word_is_replaced_when_it_had_time_to_start() -> None:
     machine = Machine(1)
     hung = machine.newest
     silent_for(machine, MOST_MISSED_AT_START)
@@ -183,10 +183,32 @@ def test_a_worker_that_hangs_before_it_is_up_is_replaced_when_it_had_time_to_sta
 
 def test_a_worker_that_answers_may_take_any_time_to_be_up() -> None:
     machine = Machine(1)
-    for _ in range(5):
-        silent_for(machine, MOST_MISSED_AT_START)
+    silent_for(machine, MOST_MISSED_AT_START)
+    machine.newest.answer(None)
+    for _ in range(30):
+        silent_for(machine, MOST_MISSED)
         machine.newest.answer(None)
     assert machine.newest.signals == []
+
+
+def test_a_worker_that_answered_and_hangs_before_it_is_up_is_replaced_soon() -> None:
+    machine = Machine(1)
+    silent_for(machine, 1)
+    machine.newest.answer(None)
+    silent_for(machine, MOST_MISSED)
+    hung = machine.newest
+    assert hung.signals == []
+    silent_for(machine, 1)
+    assert hung.signals == [signal.SIGKILL]
+
+
+def test_a_replacement_has_its_own_time_to_start() -> None:
+    machine = Machine(1)
+    machine.newest.worker.received({"up": True})
+    machine.newest.end()
+    machine.clock.advance(FIRST_PAUSE)
+    silent_for(machine, MOST_MISSED_AT_START)
+    assert (len(machine.processes), machine.newest.signals) == (2, [])
 
 
 def test_any_word_of_a_worker_is_a_sign_of_life() -> None:
