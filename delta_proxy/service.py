@@ -70,8 +70,9 @@ from delta_proxy.upstream.origin import DEFAULT_REGION
 from delta_proxy.upstream.splice import Splicing
 from delta_proxy.upstream.writer import TableWriter
 from delta_proxy.wiring import make_gate, make_tables, make_timeouts
-from delta_proxy.workers.child import AdoptedPort, WorkerEnd
+from delta_proxy.workers.child import WorkerEnd
 from delta_proxy.workers.parent import ParentService, Setting, log_arguments, stop_once
+from delta_proxy.workers.port import AdoptedPort
 
 _BACKLOG = 1024
 _NAME = "delta-s3-proxy"
@@ -448,8 +449,8 @@ class ProxyService(MultiService):
             context = server_context(config.tls.certificate, config.tls.private_key)
             factory = BulkTLSFactory(context, False, self.site, self._reactor)
         if self._end is not None:
-            listen = self._reactor.adoptStreamPort
-            AdoptedPort(listen, self._end.given.listener, factory).setServiceParent(self)
+            listener, connections = self._end.given.listener, lambda: len(self.site.channels)
+            AdoptedPort(self._reactor, listener, factory, connections).setServiceParent(self)
             return
         where = {"backlog": _BACKLOG, "interface": config.interface}
         TCPServer(config.port, factory, **where).setServiceParent(self)

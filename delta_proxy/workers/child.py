@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import attrs
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IListeningPort
-from twisted.internet.protocol import Factory, ServerFactory
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from delta_proxy.access.policy import PolicyError
@@ -184,33 +183,6 @@ class WorkerEnd:
         except PolicyError as error:
             return [error.spot, error.problem]
         return []
-
-
-class AdoptedPort(Service):
-    """Listens on a socket that another process opened; `listen` is the reactor's adoptStreamPort."""
-
-    def __init__(
-        self, listen: Callable[[int, int, ServerFactory], IListeningPort], descriptor: int, factory: Any
-    ) -> None:
-        self._listen, self._descriptor, self._factory = listen, descriptor, factory
-        self._port: IListeningPort | None = None
-
-    def startService(self) -> None:  # noqa: N802 - Twisted's name
-        """Take connections from now on."""
-        super().startService()  # type: ignore[no-untyped-call]
-        with socket.socket(fileno=self._descriptor) as own:
-            own.setblocking(False)
-            self._port = self._listen(own.fileno(), own.family, self._factory)
-
-    async def _stop(self) -> None:
-        stopped = None if self._port is None else self._port.stopListening()
-        if stopped is not None:
-            await stopped
-
-    def stopService(self) -> Deferred[None]:  # noqa: N802 - Twisted's name
-        """Take no more."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        return Deferred.fromCoroutine(self._stop())
 
 
 class OneProtocol(Factory):
