@@ -8,14 +8,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.upstream.parts import Rig, ScriptedStore, answer, sends
-from tests.upstream.test_splice import BODY, edge, received, settled
+from tests.upstream.parts import Rig, ScriptedStore, answer, sends, until
+from tests.upstream.test_splice import BODY, edge, received
 
 
 class SpliceTests(TestCase):
     """A whole body, and a client that leaves in the middle of one."""
 
-    timeout = 60
+    timeout = 240
 
     def test_a_whole_body_leaves_nothing_behind(self) -> Deferred[None]:
         async def run() -> None:
@@ -31,9 +31,9 @@ class SpliceTests(TestCase):
             rig, store = Rig(), ScriptedStore(sends(answer(BODY)))
             async with edge(rig, store.endpoint) as proxy:
                 client = proxy.connect(receive=65536)
-                await settled(lambda: bool(proxy.spliced))
+                await until(lambda: bool(proxy.spliced))
                 client.close()
-                await settled(lambda: len(proxy.records) == 1)
+                await until(lambda: len(proxy.records) == 1)
                 self.assertTrue(proxy.records[0].aborted)
             await store.close()
 

@@ -26,6 +26,7 @@ from delta_proxy.upstream.credentials import CredentialSource, StaticCredentials
 from delta_proxy.upstream.http1 import ReadClient
 from delta_proxy.upstream.retry import RetryPolicy, Timeouts
 from delta_proxy.upstream.stores import AddressingStyle, StoreConfig, TableLocation
+from tests.waiting import PATIENCE
 
 reactor: Any = _reactor
 T = TypeVar("T")
@@ -306,3 +307,11 @@ def soon(seconds: float = 0.05) -> Deferred[None]:
     done: Deferred[None] = Deferred()
     reactor.callLater(seconds, functools.partial(done.callback, None))
     return done
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the reactor turn until it holds, for as long as a slow machine may take."""
+    deadline = reactor.seconds() + PATIENCE
+    while not condition():
+        assert reactor.seconds() < deadline, "it did not come true"
+        await soon(0.002)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -44,6 +45,7 @@ from .parts import (
     sends,
     silent,
     soon,
+    until,
 )
 
 BODY = b"some bytes"
@@ -296,6 +298,11 @@ async def test_cancelling_before_the_answer_aborts_the_request_and_repeats_nothi
     assert len(store.calls) == 1
 
 
+def waits_for(clock: Clock, seconds: float) -> bool:
+    """Whether something is due in so many seconds."""
+    return seconds in {round(call.getTime() - clock.seconds(), 3) for call in clock.getDelayedCalls()}
+
+
 @in_reactor
 async def test_retries_wait_as_long_as_the_store_asks_within_a_bound(
     make_rig: MakeRig, make_store: MakeStore
@@ -307,8 +314,8 @@ async def test_retries_wait_as_long_as_the_store_asks_within_a_bound(
     store = make_store(busy, very_busy, sends(answer(BODY)))
     reading = Deferred.fromCoroutine(rig.table(store.endpoint).read("x", limit=100))
     for number, seconds in ((1, 7), (2, 10)):
-        await store.call(number)
-        await soon()
+        # The refusal has arrived when the next try has its time.
+        await until(partial(waits_for, clock, seconds))
         clock.advance(seconds - 0.1)
         await soon()
         assert len(store.calls) == number

@@ -11,7 +11,7 @@ import gc
 import os
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, ClassVar, cast
 
 import attrs
@@ -30,7 +30,7 @@ from delta_proxy.upstream.retry import Timeouts
 from delta_proxy.upstream.splice import Splicing
 
 from .conftest import MakeRig, MakeStore
-from .parts import Call, Collector, Rig, answer, cuts, in_reactor, part, reactor, sends, soon
+from .parts import Call, Collector, Rig, answer, cuts, in_reactor, part, reactor, sends, soon, until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "splice"), reason="this system has no splice")
 
@@ -126,15 +126,7 @@ async def edge(
             await soon(0.001)
         await rig.close()
         splicing.close()
-    await settled(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    """Let the reactor turn until it holds."""
-    deadline = reactor.seconds() + 60
-    while not condition():
-        assert reactor.seconds() < deadline
-        await soon(0.002)
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
 
 
 def received(client: socket.socket) -> bytes:
@@ -154,7 +146,7 @@ async def test_a_body_goes_whole_from_socket_to_socket(rig: Rig, make_store: Mak
     async with edge(rig, store.endpoint) as proxy:
         for _ in range(2):
             assert await deferToThread(received, proxy.connect()) == BODY
-        await settled(lambda: len(proxy.records) == 2)
+        await until(lambda: len(proxy.records) == 2)
         assert proxy.spliced
         assert [(r.status, r.bytes_sent, r.aborted) for r in proxy.records] == [(200, len(BODY), False)] * 2
         assert rig.notes.bytes == 2 * len(BODY)
@@ -195,7 +187,7 @@ async def test_a_client_that_does_not_read_holds_the_store_back(rig: Rig, make_s
     store = make_store(sends(answer(BODY)))
     async with edge(rig, store.endpoint, clock=Clock()) as proxy:
         client = proxy.connect(receive=65536)
-        await settled(lambda: bool(proxy.spliced) and rig.notes.bytes > 0)
+        await until(lambda: bool(proxy.spliced) and rig.notes.bytes > 0)
         last = -1
         while last != rig.notes.bytes:
             last = rig.notes.bytes
@@ -209,7 +201,7 @@ async def test_a_client_that_never_reads_is_reset_in_time(rig: Rig, make_store: 
     store, clock = make_store(sends(answer(BODY))), Clock()
     async with edge(rig, store.endpoint, clock=clock) as proxy:
         client = proxy.connect(receive=65536)
-        await settled(lambda: rig.notes.bytes > 0)
+        await until(lambda: rig.notes.bytes > 0)
         while not proxy.records:
             # Twice the bound between two looks at what it took: whoever takes nothing is gone soon.
             clock.advance(EdgeLimits().write_seconds)
@@ -225,13 +217,13 @@ async def test_a_client_that_reads_slowly_is_waited_for(rig: Rig, make_store: Ma
     store, clock = make_store(sends(answer(BODY))), Clock()
     async with edge(rig, store.endpoint, clock=clock) as proxy:
         client, got = proxy.connect(receive=65536), 0
-        await settled(lambda: rig.notes.bytes > 0)
+        await until(lambda: rig.notes.bytes > 0)
         while got < len(BODY):
             got += len(await deferToThread(client.recv, 1024 * 1024))
             if got < 4 * 1024 * 1024:
                 await soon(0.01)
                 clock.advance(EdgeLimits().write_seconds - 1)
-        await settled(lambda: len(proxy.records) == 1)
+        await until(lambda: len(proxy.records) == 1)
         assert not proxy.records[0].aborted
         client.close()
 
@@ -242,13 +234,13 @@ async def test_a_client_that_leaves_ends_the_transfer(rig: Rig, make_store: Make
     store = make_store(sends(answer(BODY, length=2 * len(BODY))))
     async with edge(rig, store.endpoint) as proxy:
         client = proxy.connect(receive=65536)
-        await settled(lambda: bool(proxy.spliced))
+        await until(lambda: bool(proxy.spliced))
         if reading:
             for _ in range(40):
                 await deferToThread(client.recv, 1024 * 1024)
         client.close()
         await store.lines[0].lost
-        await settled(lambda: len(proxy.records) == 1)
+        await until(lambda: len(proxy.records) == 1)
         assert proxy.records[0].aborted
 
 
@@ -279,7 +271,7 @@ async def test_a_store_that_falls_silent_is_left_for_a_new_connection(
     rig = make_rig(clock=clock, timeouts=Timeouts(idle=30))
     async with edge(rig, store.endpoint) as proxy:
         reading = deferToThread(received, proxy.connect())
-        await settled(lambda: rig.notes.bytes == at)
+        await until(lambda: rig.notes.bytes == at)
         clock.advance(30)
         await store.lines[0].lost
         clock.advance(0)
@@ -301,7 +293,7 @@ async def test_without_a_free_pipe_the_rest_goes_the_ordinary_way(rig: Rig, make
     store = make_store(sends(answer(BODY)))
     async with edge(rig, store.endpoint, most=0) as proxy:
         assert await deferToThread(received, proxy.connect()) == BODY
-        await settled(lambda: len(proxy.records) == 1)
+        await until(lambda: len(proxy.records) == 1)
         assert proxy.records[0].bytes_sent == len(BODY)
 
 
