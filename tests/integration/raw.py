@@ -33,15 +33,22 @@ def request(proxy: Proxy, method: str, target: str, headers: Mapping[str, str] |
     """Send one request with the target exactly as given."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=PATIENCE)
     try:
-        connection.putrequest(method, target, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
-        for name, value in (headers or {}).items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        answer = connection.getresponse()
-        fields = {name.lower(): value for name, value in answer.getheaders()}
-        return Answer(answer.status, fields, answer.read())
+        return request_on(connection, method, target, headers)
     finally:
         connection.close()
+
+
+def request_on(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """The same on a connection that is there."""
+    connection.putrequest(method, target, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
+    for name, value in (headers or {}).items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    fields = {name.lower(): value for name, value in answer.getheaders()}
+    return Answer(answer.status, fields, answer.read())
 
 
 def get(proxy: Proxy, key: str, headers: Mapping[str, str] | None = None, *, query: str = "") -> Answer:
