@@ -60,11 +60,15 @@ class NoAnswer(Exception):
 
 
 class Worker:
-    """The place of one worker, whatever process has it. `number` counts from 1."""
+    """The place of one worker, whatever process has it. `number` counts from 1.
+
+    Its process is `heard` once it said anything, and `up` once it has looked at the tables of its grants.
+    """
 
     def __init__(self, number: int, supervisor: Supervisor) -> None:
         self.number = number
         self.up = False
+        self.heard = False
         self.running = False
         self._supervisor = supervisor
         self._process: Process | None = None
@@ -75,13 +79,12 @@ class Worker:
         self._numbers = itertools.count(1)
         self._beat: IDelayedCall | None = None
         self._missed = 0
-        self._heard = False
 
     def start(self) -> None:
         """Start a process."""
         self._restart = None
         self._started_at = self._supervisor.clock.seconds()
-        self.running, self._heard, self._missed = True, False, 0
+        self.running, self._missed = True, 0
         try:
             self._process = self._supervisor.spawner.spawn(self)
         except OSError as error:
@@ -91,7 +94,7 @@ class Worker:
 
     def received(self, message: Message) -> None:
         """The process sent a message: that it is up, that it refuses to start, or an answer."""
-        self._heard, self._missed = True, 0
+        self.heard, self._missed = True, 0
         match message:
             case {"up": True}:
                 self.up = self._supervisor.was_up = True
@@ -102,7 +105,7 @@ class Worker:
 
     def ended(self, how: str) -> None:
         """The process is gone."""
-        self.up = self.running = False
+        self.up = self.heard = self.running = False
         self._process = None
         self._no_beats()
         questions, self._questions = self._questions, {}
@@ -160,7 +163,7 @@ class Worker:
 
     def _ask_for_life(self) -> None:
         # Questions are counted, not seconds: those of a parent that was stopped itself are nobody's silence.
-        if self._missed >= (MOST_MISSED if self._heard else MOST_MISSED_AT_START):
+        if self._missed >= (MOST_MISSED if self.heard else MOST_MISSED_AT_START):
             self._beat = None
             _log.error("worker {n} is alive and does not answer", n=self.number)
             self.kill()
@@ -235,9 +238,9 @@ class Supervisor:
         return {number: answer for number, answer in answers.items() if answer is not None}
 
     async def ask_one(self, what: str, seconds: float, **more: object) -> Any:
-        """The answer of one of them. Raises NoAnswer."""
-        for worker in self.workers:
-            if worker.up:
+        """The answer of one that is up, else of one that answers while it starts. Raises NoAnswer."""
+        for worker in sorted(self.workers, key=lambda each: not each.up):
+            if worker.heard:
                 return await worker.ask(what, seconds, **more)
         raise NoAnswer
 

@@ -271,14 +271,21 @@ def test_a_worker_that_answers_nothing_is_not_asked_without_end() -> None:
     assert len(machine.newest.sent) == MOST_QUESTIONS
 
 
-def test_one_worker_is_asked_only_when_it_is_up() -> None:
+def test_one_worker_is_asked_only_when_it_has_answered_and_best_one_that_is_up() -> None:
     machine = Machine()
     with pytest.raises(NoAnswer):
         result_of(machine.supervisor.ask_one("check", 5))
+    machine.processes[0].worker.received({"id": 0, "answer": None})
+    result_later(machine, "check", one=True)
+    assert [len(process.sent) for process in machine.processes] == [1, 0]
     machine.processes[1].worker.received({"up": True})
     result_later(machine, "check", one=True)
-    assert not machine.processes[0].sent
+    assert [len(process.sent) for process in machine.processes] == [1, 1]
     assert machine.processes[1].sent[0]["ask"] == "check"
+    for process in machine.processes:
+        process.end()
+    with pytest.raises(NoAnswer):
+        result_of(machine.supervisor.ask_one("check", 5))
 
 
 def test_a_configuration_with_which_no_worker_can_start_ends_the_parent() -> None:
