@@ -268,11 +268,11 @@ def free_port(wanted: int = 0, interface: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def answers(url: str) -> bool:
-    """Whether a GET of the URL is answered with a 2xx."""
+def answers(url: str, seconds: float = 5.0) -> bool:
+    """Whether a GET of the URL is answered with a 2xx, within so many seconds."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=5) as response:
+        with opener.open(url, timeout=seconds) as response:
             return bool(200 <= response.status < 300)
     except OSError:
         return False

@@ -14,6 +14,7 @@ from delta_proxy.ports import UnusablePort, check_ports
 from delta_proxy.s3.errors import ServiceUnavailable
 from delta_proxy.s3.sigv4 import Credentials
 from delta_proxy.service import CredentialCheck, log_maker, reopening
+from tests.ports import free_port
 
 
 class Chain:
@@ -104,8 +105,6 @@ def test_a_port_that_is_taken_is_told_with_its_key(config: Config, field: str, k
 
 
 def test_ports_that_are_free_are_left_free(config: Config) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     check_ports(attrs.evolve(config, port=port))
     check_ports(attrs.evolve(config, port=port))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from delta_proxy.access.audit import AuditLog, AuditRecord, AuditUnavailable
 from delta_proxy.s3.errors import ServiceUnavailable
+from tests.waiting import PATIENCE
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -57,7 +58,7 @@ def logging_to(path: str | pathlib.Path, **settings: Any) -> Iterator[tuple[Audi
     try:
         yield log, reports
     finally:
-        log.close(timeout=30)
+        log.close(timeout=PATIENCE)
 
 
 def lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -280,10 +281,10 @@ def test_the_lines_of_several_workers_do_not_mix(tmp_path: pathlib.Path) -> None
         with logging_to(sys.argv[1]) as (log, _):
             for number in range(3_000):
                 log.reserve().record(record(number, path="x" * (number % 900)))
-            log.close(30)
+            log.close(PATIENCE)
     """
     workers = [run(script, str(tmp_path / "audit")) for _ in range(3)]
-    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(PATIENCE) for worker in workers] == [0, 0, 0]
     assert len(lines(tmp_path / "audit")) == 9_000
 
 
@@ -300,7 +301,7 @@ def test_a_line_that_was_cut_by_a_full_disk_comes_again_whole(tmp_path: pathlib.
             wait_for(lambda: log.written == 10)
             assert log.failure is None and "works again" in reports[-1], reports
     """
-    assert run(script, str(tmp_path / "audit")).wait(60) == 0
+    assert run(script, str(tmp_path / "audit")).wait(PATIENCE) == 0
     whole, torn = [], 0
     for line in (tmp_path / "audit").read_bytes().splitlines():
         try:

@@ -31,6 +31,7 @@ from delta_proxy.s3.sts_xml import (
 )
 from tests.access.oidc_issuer import AUDIENCE, Issuer, serving
 from tests.helpers import result_of, start
+from tests.waiting import PATIENCE
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 ISSUER = Issuer()
@@ -380,7 +381,7 @@ def test_many_callers_wait_for_one_flight_and_one_that_goes_away_takes_it_from_n
 
 def test_an_issuer_over_http_is_understood() -> None:
     def fetch(url: str) -> Deferred[bytes]:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return succeed(answer.read())
 
     with serving(Issuer()) as issuer:

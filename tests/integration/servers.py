@@ -184,7 +184,7 @@ class Proxy(Endpoint):
 
     def is_alive(self) -> bool:
         """Whether it still answers."""
-        return answers(f"http://127.0.0.1:{self.metrics_port}/health/live")
+        return answers(f"http://127.0.0.1:{self.metrics_port}/health/live", PATIENCE)
 
 
 def configuration(store: Endpoint | None, **settings: Any) -> dict[str, Any]:
@@ -244,12 +244,12 @@ def proxy_process(
 
 
 def ended(pid: int) -> bool:
-    """Whether no process has this id any more."""
+    """Whether the process of this id has ended, also where nobody has asked how (proc(5), the state)."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        told = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return True
-    return False
+    return told.rpartition(")")[2].split()[0] in {"Z", "X"}
 
 
 def stop(pid: int) -> None:

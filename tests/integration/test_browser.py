@@ -16,8 +16,7 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_proxy.demo import PROXY_BUCKET
+from tests.waiting import PATIENCE, wait_until
 
 from . import servers
 from .browser.tools import BUNDLE
@@ -59,7 +59,7 @@ CHROMIUM_OPTIONS = (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on the PATH"),
 ]
 
@@ -128,7 +128,7 @@ def looked_at(page: Page, folder: pathlib.Path) -> dict[str, Any]:
             [*command, f"{page.origin}/"], stdout=output, stderr=output, env=env, start_new_session=True
         )
         try:
-            return page.results.get(timeout=240)
+            return page.results.get(timeout=PATIENCE)
         except queue.Empty:
             pytest.fail(f"the page told nothing: {log.read_text(errors='replace')[-2000:]}")
         finally:
@@ -233,14 +233,6 @@ def test_a_page_that_no_rule_names_reads_nothing_until_a_reload_names_it(
         config.write_text(json.dumps({**json.loads(config.read_text()), "cors": rules(page.origin)}))
         os.kill(proxy.pid, signal.SIGHUP)
         asking = {"Origin": page.origin, "Access-Control-Request-Method": "GET"}
-        settled_at(200, lambda: request(proxy, "OPTIONS", "/", asking).status)
+        wait_until(lambda: request(proxy, "OPTIONS", "/", asking).status == 200)
         seen = looked_at(page, tmp_path)
     assert seen["magic"] == {"value": "PAR1"}
-
-
-def settled_at(status: int, look: Callable[[], int]) -> None:
-    """Wait until the status is seen."""
-    deadline = time.monotonic() + 60
-    while look() != status:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -133,9 +133,7 @@ def identifying(store: Store, config: dict[str, Any], folder: pathlib.Path) -> I
     """A proxy that gives out sessions, whose tokens it seals with a key of its own."""
     path, port, metrics_port = servers.write_configuration(config, folder)
     env = {**servers.proxy_environment(store), "PROXY_SECRET_KEYS": generate_key()}
-    ready = f"http://127.0.0.1:{metrics_port}/health/ready"
-    command = servers.proxy_command(path)
-    with running(command, log=folder / "proxy.log", env=env, ready=lambda: demo.answers(ready)) as child:
+    with servers.proxy_process(path, metrics_port, folder, env) as child:
         yield Proxy(f"http://localhost:{port}", port=port, metrics_port=metrics_port, pid=child.pid)
 
 
@@ -169,7 +167,7 @@ def client(proxy: Proxy, helper: Helper, *, token: str | None = None, **settings
 def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run curl, without a configuration of its own."""
     return subprocess.run(
-        ["curl", "-q", "-sS", "--noproxy", "", "--max-time", "60", *arguments],
+        ["curl", "-q", "-sS", "--noproxy", "", "--max-time", f"{PATIENCE:g}", *arguments],
         capture_output=True,
         check=False,
         env=servers.clean_environment(),

@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from delta_proxy import demo
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 from .conftest import TRADES, ProxyFor, trades_settings
 from .raw import get, head
@@ -172,7 +172,7 @@ def test_polars_fetches_from_the_store_itself(redirecting: Proxy, gateway_store:
     path, since = keys_of(gateway_store, "XLON")[0], len(gateway_store.requests())
     frame = pl.scan_parquet(f"{URI}/{path}", storage_options=redirecting.storage_options).collect()
     assert frame.height > 0
-    assert store_reads(gateway_store, path, "polars/", since)
+    wait_until(lambda: bool(store_reads(gateway_store, path, "polars/", since)))
 
 
 def test_duckdb_fetches_from_the_store_itself(redirecting: Proxy, gateway_store: Store) -> None:
@@ -180,7 +180,7 @@ def test_duckdb_fetches_from_the_store_itself(redirecting: Proxy, gateway_store:
     with duckdb_connection(redirecting) as connection:
         found = connection.execute("SELECT sum(quantity) FROM read_parquet(?)", [f"{URI}/{path}"]).fetchone()
     assert found is not None
-    assert store_reads(gateway_store, path, "duckdb/", since)
+    wait_until(lambda: bool(store_reads(gateway_store, path, "duckdb/", since)))
 
 
 def test_pyarrow_fetches_from_the_store_itself(redirecting: Proxy, gateway_store: Store) -> None:
@@ -188,7 +188,7 @@ def test_pyarrow_fetches_from_the_store_itself(redirecting: Proxy, gateway_store
     name = f"{demo.PROXY_BUCKET}/{TRADES}/{path}"
     with arrow_filesystem(redirecting).open_input_file(name) as file:
         assert file.read() == body_of(gateway_store, path)
-    assert store_reads(gateway_store, path, "aws-sdk-cpp/", since)
+    wait_until(lambda: bool(store_reads(gateway_store, path, "aws-sdk-cpp/", since)))
 
 
 def test_curl_fetches_from_the_store_itself(
@@ -198,7 +198,7 @@ def test_curl_fetches_from_the_store_itself(
     url = f"{redirecting.url}/{demo.PROXY_BUCKET}/{TRADES}/{urllib.parse.quote(path)}"
     subprocess.run(["curl", "-sSfL", "--noproxy", "*", "-o", str(tmp_path / "file"), url], check=True)
     assert (tmp_path / "file").read_bytes() == body_of(gateway_store, path)
-    assert store_reads(gateway_store, path, "curl/", since)
+    wait_until(lambda: bool(store_reads(gateway_store, path, "curl/", since)))
 
 
 def test_boto3_and_deltalake_are_streamed_to(redirecting: Proxy, gateway_store: Store) -> None:

@@ -24,7 +24,6 @@ from deltalake import DeltaTable, QueryBuilder
 
 from delta_proxy import demo
 from delta_proxy.access.keys import generate_key
-from delta_proxy.demo import running
 from tests.access.oidc_issuer import AUDIENCE, Issuer, serving
 
 from . import servers
@@ -152,9 +151,7 @@ def asking(store: Store, config: Mapping[str, Any], issuer: Issuer, folder: path
     config = {**config, "sts": {"issuer": issuer.url, "audience": AUDIENCE}}
     path, port, metrics_port = servers.write_configuration(config, folder)
     env = {**servers.proxy_environment(store), "PROXY_SECRET_KEYS": KEY}
-    ready = f"http://127.0.0.1:{metrics_port}/health/ready"
-    command = servers.proxy_command(path)
-    with running(command, log=folder / "proxy.log", env=env, ready=lambda: demo.answers(ready)) as child:
+    with servers.proxy_process(path, metrics_port, folder, env) as child:
         yield Proxy(f"http://localhost:{port}", port=port, metrics_port=metrics_port, pid=child.pid)
 
 

@@ -68,7 +68,7 @@ def proxy(moto_store: Store, folder: pathlib.Path) -> Iterator[Proxy]:
 
 
 def read(proxy: Proxy, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{proxy.metrics_port}{path}", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{proxy.metrics_port}{path}", timeout=PATIENCE) as answer:
         return bytes(answer.read())
 
 
@@ -200,7 +200,7 @@ def test_health_and_status_speak_for_all_workers(proxy: Proxy) -> None:
     well = {"workers": True, "accepting": True, "credentials": True, "audit": True}
     wait_until(lambda: checks(proxy) == well)
     wait_until(lambda: b"<td>workers<td class=n>2" in read(proxy, "/"))
-    assert answers(f"http://127.0.0.1:{proxy.metrics_port}/health/live")
+    assert answers(f"http://127.0.0.1:{proxy.metrics_port}/health/live", PATIENCE)
 
 
 def test_a_rotated_audit_log_is_reopened_by_every_worker(proxy: Proxy, folder: pathlib.Path) -> None:

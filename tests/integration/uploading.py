@@ -14,6 +14,7 @@ from delta_proxy.s3.chunk_writing import SignedChunks, TrailedChunks
 from delta_proxy.s3.chunked import ChunkSigning
 from delta_proxy.s3.sigv4 import Credentials, SigningKeys, canonical_query, object_path, sign
 from delta_proxy.s3.verify import STREAMING_SIGNED, STREAMING_UNSIGNED_TRAILER
+from tests.waiting import PATIENCE
 
 from .servers import REGION, Proxy
 
@@ -88,7 +89,7 @@ def trailed_chunks(proxy: Proxy, key: str, body: bytes, checksum: str | None = N
 def answered(proxy: Proxy, data: bytes, *, leave: bool = False) -> int | None:
     """The status that the proxy answers with, None when the connection ends without; `leave` closes first."""
     received = b""
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as connection:
         try:
             connection.sendall(data)
             if leave:

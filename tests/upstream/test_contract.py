@@ -25,6 +25,7 @@ from delta_proxy.upstream.client import TableClient
 from delta_proxy.upstream.credentials import StaticCredentials
 from tests.fakes.store import FakeStore
 from tests.integration import servers
+from tests.waiting import PATIENCE
 
 from .conftest import MakeRig, both_clients
 from .parts import BUCKET, Collector, in_reactor, names, reactor, wait_for
@@ -261,6 +262,6 @@ async def test_a_wrong_secret_is_refused_without_naming_the_store(place: Place, 
 
 def _fetch(request: urllib.request.Request) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=10) as response:
+    with opener.open(request, timeout=PATIENCE) as response:
         body: bytes = response.read()
         return body
