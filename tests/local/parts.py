@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.web.client import HTTPConnectionPool
@@ -25,11 +26,13 @@ from delta_proxy.local_helper.site import LIMITS, Helper, HelperSite, Intercepti
 from delta_proxy.resources.server import EdgeLimits
 from delta_proxy.upstream.agent import make_endpoints, make_pool
 from delta_proxy.upstream.retry import Pacing, Timeouts
-from tests.upstream.parts import AT_ONCE, reactor
+from tests.upstream.parts import AT_ONCE, reactor, soon
 from tests.waiting import PATIENCE
 
+T = TypeVar("T")
 PRESIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-SignedHeaders=host&X-Amz-Signature=abc"
-TIMEOUTS = Timeouts(connect=2.0, first_byte=5.0, idle=5.0)
+TIMEOUTS = Timeouts(connect=PATIENCE, first_byte=PATIENCE, idle=PATIENCE)
+"""Who waits for the end of one gives the helper a clock, and lets it go."""
 
 
 class RunningHelper:
@@ -57,18 +60,18 @@ class RunningHelper:
 @contextlib.asynccontextmanager
 async def helper(
     *,
-    timeouts: Timeouts = TIMEOUTS,
+    clock: IReactorTime | None = None,
     limits: EdgeLimits | None = None,
     signer: Signer | None = None,
     interception: Interception | None = None,
     tunnel_idle_seconds: float = 60.0,
 ) -> AsyncIterator[RunningHelper]:
-    """A helper for the length of the block; afterwards nothing of it is left."""
+    """A helper for the length of the block; afterwards nothing of it is left. `clock` bounds its requests."""
     kept = make_pool(reactor)
     single = HTTPConnectionPool(reactor, persistent=False)
     single.retryAutomatically = False
-    pacing = Pacing(reactor, lambda: 0.0, timeouts, AT_ONCE)
-    exchange = Exchange(Origins(make_endpoints(reactor, timeouts=timeouts), kept, single), pacing, signer)
+    pacing = Pacing(clock or reactor, lambda: 0.0, TIMEOUTS, AT_ONCE)
+    exchange = Exchange(Origins(make_endpoints(reactor, timeouts=TIMEOUTS), kept, single), pacing, signer)
     site = HelperSite(
         Helper(
             reactor,
@@ -106,6 +109,14 @@ class Outcome:
         return not self.reset and (length is None or int(length) == len(self.body))
 
 
+async def outlasting(outcome: Deferred[T], clock: Clock) -> T:
+    """The outcome, which comes when the clock has gone on for long enough."""
+    while not outcome.called:
+        clock.advance(1.0)
+        await soon(0.001)
+    return await outcome
+
+
 def request(
     url: str, fields: Mapping[str, str] | None = None, *, method: str = "GET", body: bytes = b""
 ) -> bytes:
@@ -124,12 +135,14 @@ def look_in(port: int, data: bytes) -> bytes:
         return client.recv(65536)
 
 
-def ask(port: int, data: bytes) -> Outcome:
-    """Send bytes and read to the end."""
+def ask(port: int, data: bytes, begun: Callable[[], object] = bool) -> Outcome:
+    """Send bytes and read to the end; tells when an answer has begun."""
     received, reset = b"", False
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         try:
             client.sendall(data)
+            received = client.recv(65536)
+            begun()
             while part := client.recv(65536):
                 received += part
         except ConnectionError:

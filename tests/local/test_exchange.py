@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from attrs import evolve
+from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
 
 from tests.ports import free_port
-from tests.upstream.parts import ETAG, Call, ScriptedStore, answer, cuts, in_reactor, part, sends, silent
+from tests.upstream.parts import (
+    ETAG,
+    Call,
+    ScriptedStore,
+    answer,
+    cuts,
+    in_reactor,
+    part,
+    sends,
+    silent,
+    until,
+)
 
-from .parts import PRESIGNED, TIMEOUTS, helper, request
+from .parts import PRESIGNED, ask, helper, outlasting, request
 
 BODY = bytes(range(256)) * 800
 PATH = "/datalake/t/a%2Fb//..%20%C3%BC~?partNumber=1&x-id=GetObject&y"
@@ -268,20 +281,26 @@ async def test_a_chunked_answer_is_passed_on_to_its_end() -> None:
 @in_reactor
 async def test_a_store_that_stalls_in_mid_body_ends_in_a_reset() -> None:
     short = sends(answer(BODY[:70_000], length=len(BODY)))
-    timeouts = evolve(TIMEOUTS, idle=0.2, first_byte=0.2, connect=0.2)
-    async with redirecting(short, silent) as (proxy, _), helper(timeouts=timeouts) as running:
-        outcome = await running.get(proxy.endpoint + PATH)
+    clock, begun = Clock(), threading.Event()
+    async with redirecting(short, silent) as (proxy, _), helper(clock=clock) as running:
+        asking = deferToThread(ask, running.port, request(proxy.endpoint + PATH), begun.set)
+        await until(begun.is_set)
+        outcome = await outlasting(asking, clock)
     assert outcome.reset
     assert not outcome.is_whole
 
 
 @in_reactor
 async def test_a_proxy_and_a_store_that_do_not_answer_are_503() -> None:
-    timeouts = evolve(TIMEOUTS, first_byte=0.1, connect=0.1)
-    async with scripted(silent) as proxy, helper(timeouts=timeouts) as running:
-        assert (await running.get(proxy.endpoint + PATH)).status == 503
-    async with redirecting(silent) as (proxy, _), helper(timeouts=timeouts) as running:
-        assert (await running.get(proxy.endpoint + PATH)).status == 503
+    clock = Clock()
+    async with scripted(silent) as proxy, helper(clock=clock) as running:
+        asking = running.get(proxy.endpoint + PATH)
+        await proxy.call(1)
+        assert (await outlasting(asking, clock)).status == 503
+    async with redirecting(silent) as (proxy, store), helper(clock=clock) as running:
+        asking = running.get(proxy.endpoint + PATH)
+        await store.call(1)
+        assert (await outlasting(asking, clock)).status == 503
 
 
 @in_reactor

@@ -7,13 +7,14 @@ import threading
 
 import pytest
 from attrs import evolve
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from delta_proxy.local_helper.site import LIMITS
-from tests.upstream.parts import answer, in_reactor, soon
+from tests.upstream.parts import answer, in_reactor, soon, until
 from tests.waiting import PATIENCE
 
-from .parts import TIMEOUTS, Listener, Outcome, Peer, helper, request
+from .parts import Listener, Outcome, Peer, helper, outlasting, request
 
 BODY = bytes(range(256)) * 4000
 
@@ -125,6 +126,7 @@ async def test_an_upload_that_is_refused_at_its_head_is_told_so() -> None:
 async def test_a_proxy_that_takes_nothing_stops_the_client_and_is_given_up() -> None:
     taker = Listener()
     sent: list[int] = []
+    clock, stuck = Clock(), threading.Event()
 
     def flood(port: int) -> Outcome:
         size = 1 << 30
@@ -136,15 +138,16 @@ async def test_a_proxy_that_takes_nothing_stops_the_client_and_is_given_up() -> 
                     client.sendall(bytes(65536))
                     sent.append(65536)
             except TimeoutError:
-                pass
+                stuck.set()
             client.settimeout(PATIENCE)
             return Outcome(int(client.recv(65536).split()[1]), {}, b"", False)
 
-    async with helper(timeouts=evolve(TIMEOUTS, first_byte=1.5)) as running:
+    async with helper(clock=clock) as running:
         flooding = deferToThread(flood, running.port)
         peer = await taker.peer()
         peer.wire.pauseProducing()
-        outcome = await flooding
+        await until(stuck.is_set)
+        outcome = await outlasting(flooding, clock)
     assert outcome.status == 503
     assert sum(sent) < 64 * 1024 * 1024
     await taker.close()
@@ -153,9 +156,13 @@ async def test_a_proxy_that_takes_nothing_stops_the_client_and_is_given_up() -> 
 @in_reactor
 async def test_a_proxy_that_does_not_answer_a_whole_upload_is_given_up() -> None:
     taker = Listener()
-    async with helper(timeouts=evolve(TIMEOUTS, first_byte=0.2)) as running:
+    clock = Clock()
+    async with helper(clock=clock) as running:
         put = request(f"{taker.url}/b/k", {"Content-Length": str(len(BODY))}, method="PUT", body=BODY)
-        outcome = await running.ask(put)
+        asking = running.ask(put)
+        peer = await taker.peer()
+        await until(lambda: body_of(peer) == BODY)
+        outcome = await outlasting(asking, clock)
     assert outcome.status == 503
     await taker.peers[0].lost
     await taker.close()
