@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from types import ModuleType
 
@@ -25,6 +26,10 @@ _CHAIN = (
     "delta_proxy.resources.object",
     "delta_proxy.resources.root",
 )
+
+
+# Read when the tests are: a checkout that changes while they run must not mix with what is loaded.
+_SOURCES = {name: inspect.getsource(importlib.import_module(name)) for name in _CHAIN}
 
 
 def parts(module: str, *changes: tuple[str, str]) -> Parts:
@@ -59,8 +64,7 @@ def _executed(name: str, changes: tuple[tuple[str, str], ...]) -> ModuleType:
     assert spec is not None
     assert spec.origin is not None
     module = importlib.util.module_from_spec(spec)
-    with open(spec.origin, encoding="utf-8") as file:
-        source = file.read()
+    source = _SOURCES[name]
     for old, new in changes:
         assert source.count(old) == 1, f"{name} has the rule {source.count(old)} times: {old}"
         source = source.replace(old, new)

@@ -3,7 +3,9 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import fcntl
 import itertools
+import termios
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 
 from delta_proxy.upstream.http1 import KEEP_SECONDS, Connection, ReadClient, head_of
 from delta_proxy.upstream.retry import TookTooLong
+from tests.waiting import wait_until
 
 from .conftest import MakeStore
 from .parts import Call, Rig, answer, cuts, in_reactor, sends, soon
@@ -476,7 +479,10 @@ async def test_a_connection_on_which_something_came_meanwhile_is_not_used(
     store = make_store(sends(answer(b"body")), sends(answer(b"other")))
     table = rig.table(store.endpoint)
     await table.read("x", limit=9)
-    store.lines[0].wire.getHandle().send(answer(b"evil"))
+    sent = store.lines[0].wire.getHandle()
+    sent.send(answer(b"evil"))
+    # It has arrived when it is acknowledged (tcp(7), SIOCOUTQ); the reactor does not turn meanwhile.
+    wait_until(lambda: fcntl.ioctl(sent, termios.TIOCOUTQ, bytes(4)) == bytes(4))
 
     assert (await table.read("x", limit=9)).body == b"other"
     assert len(store.lines) == 2
