@@ -285,7 +285,7 @@ def running(
     log: pathlib.Path,
     env: Mapping[str, str],
     ready: Callable[[], bool],
-    seconds: float = 60.0,
+    seconds: float = 180.0,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program of our own until the block ends, from the moment it is ready.
 
