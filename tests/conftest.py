@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import resource
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,13 @@ _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("shared-machine", _patient, derandomize=True)
 settings.register_profile("explore", _patient)
 settings.load_profile("shared-machine")
+
+# A process keeps the locks of a cache directory open as long as it lives, and tests make hundreds of those.
+_DESCRIPTORS = 8192
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if _soft < _DESCRIPTORS:
+    _most = _DESCRIPTORS if _hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, _hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _hard))
 
 _LONG = 25
 
