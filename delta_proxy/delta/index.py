@@ -312,17 +312,17 @@ class TableIndex:
             or self._first_in_overlay(self._begin(prefix), prefix, bits, live=True) is not None
         )
 
-    def next_visible(self, after: str, prefix: str, bits: Bits) -> str | None:
-        """The smallest granted path behind `after` that starts with the prefix, live or not; None without
-        one.
+    def next_visible(self, after: str, prefix: str, bits: Bits, *, live: bool = False) -> str | None:
+        """The smallest granted path behind `after` that starts with the prefix, `live` or whatever it is;
+        None without one.
 
         Paths are in the order of their UTF-8 bytes, which is that of their code points.
         """
         start = max(self.base.bound(utf8(prefix)), self.base.bound(utf8(after), after=True))
         begin = max(self._begin(prefix), bisect_right(self.overlay.paths, after))
         found = (
-            self._first_in_base(start, prefix, bits, live=False),
-            self._first_in_overlay(begin, prefix, bits, live=False),
+            self._first_in_base(start, prefix, bits, live=live),
+            self._first_in_overlay(begin, prefix, bits, live=live),
         )
         return min((path for path in found if path is not None), default=None)
 

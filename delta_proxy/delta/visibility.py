@@ -40,6 +40,12 @@ class Visibility(Protocol):
         """The smallest path after `path` that starts with `prefix` and may be shown, or None."""
         ...
 
+    def surely_after(self, path: str, prefix: str) -> bool:
+        """Whether any path after `path` that starts with `prefix` is shown, as far as that can be told
+        without the store. False may just mean: only the store can tell.
+        """
+        ...
+
 
 @attrs.frozen
 class WholeTable:
@@ -60,6 +66,10 @@ class WholeTable:
     def next_after(self, path: str, prefix: str) -> str | None:
         """Nothing is hidden, so the next path is the store's to tell."""
         return path
+
+    def surely_after(self, path: str, prefix: str) -> bool:
+        """Nothing is hidden, so what the store has more of is shown."""
+        return True
 
 
 @attrs.frozen
@@ -97,6 +107,10 @@ class LogOfView:
         """The log directory, or what the store has behind the path."""
         overlap = LOG_DIRECTORY.startswith(prefix) or prefix.startswith(LOG_DIRECTORY)
         return max(LOG_DIRECTORY, prefix) if overlap and path < _BEHIND_LOG else None
+
+    def surely_after(self, path: str, prefix: str) -> bool:
+        """The log itself exists."""
+        return path < LOG_DIRECTORY and LOG_DIRECTORY.startswith(prefix)
 
 
 async def _all_served(_: Sequence[ListedObject]) -> frozenset[str]:
@@ -137,6 +151,10 @@ class ClosedLog(LogOfView):
     def next_after(self, path: str, prefix: str) -> str | None:
         """Nothing is."""
         return None
+
+    def surely_after(self, path: str, prefix: str) -> bool:
+        """Nothing is."""
+        return False
 
 
 @attrs.frozen
@@ -189,6 +207,12 @@ class GrantedPaths:
         """The next granted path of the index, or the log directory when that comes first."""
         candidates = (self._next_data(path, prefix), self.log.next_after(path, prefix))
         return min((found for found in candidates if found is not None), default=None)
+
+    def surely_after(self, path: str, prefix: str) -> bool:
+        """A live granted file exists by the protocol, and so does the log."""
+        index, bits = self.mask.index, self.mask.bits
+        live = index.next_visible(path, prefix, bits, live=True)
+        return live is not None or self.log.surely_after(path, prefix)
 
     def _next_data(self, path: str, prefix: str) -> str | None:
         return self.mask.index.next_visible(path, prefix, self.mask.bits)

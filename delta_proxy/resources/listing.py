@@ -73,7 +73,7 @@ async def list_page(tables: Sequence[ListedTable], query: ListQuery, after: str 
 class _Found:
     """The entries found so far, at most `limit` of them.
 
-    `cut` tells that more may follow which are not looked for, because a page has no room for them.
+    `cut` tells that more follow which are not looked for, because a page has no room for them.
     """
 
     __slots__ = ("cut", "entries", "limit")
@@ -94,12 +94,8 @@ class _Found:
 
     @property
     def missing(self) -> int:
-        """How many fill a page, when it is known that more may follow."""
+        """How many fill a page, when it is known that more follow."""
         return max(1, self.limit - 1) - len(self.entries)
-
-    def cut_short(self) -> None:
-        """More may follow: that is left to the next page when this one is full."""
-        self.cut = self.missing <= 0
 
 
 def name_of(entry: Entry) -> str:
@@ -184,12 +180,14 @@ class _Scan:
                 found.add(self._keys(_sorted(page.objects), served, after))
             if found.full or not page.truncated:
                 return
-            start = self._next_start(visibility, page)
+            beyond = self._beyond(max((*map(_path, page.objects), *page.prefixes), default=""))
+            start = self._next_start(visibility, beyond)
             if start is not None:
-                found.cut_short()
-                if found.full:
+                # What only may follow is looked for: that there is more must not hang on hidden keys.
+                found.cut = found.missing <= 0 and visibility.surely_after(beyond, self.prefix)
+                if found.cut:
                     return
-                page = await self._list(start, _likely(found.missing, before - found.missing, page))
+                page = await self._list(start, _likely(max(1, found.missing), before - found.missing, page))
 
     async def _collect_groups(
         self,
@@ -241,12 +239,10 @@ class _Scan:
         await _Scan(self.root, self.store, see, group, "").collect(None, any_below)
         return any_below.full
 
-    def _next_start(self, visibility: Visibility, page: ListPage) -> str | None:
+    def _next_start(self, visibility: Visibility, beyond: str) -> str | None:
         """Where the next page starts: with what may be shown next. None when nothing may."""
-        last = max((*map(_path, page.objects), *page.prefixes), default=None)
-        if last is None:
+        if not beyond:
             return None
-        beyond = self._beyond(last)
         target = visibility.next_after(beyond, self.prefix)
         return None if target is None else max(beyond, _just_before(target))
 

@@ -126,6 +126,32 @@ def test_a_page_goes_on_at_the_next_path_that_may_be_shown(granted: GrantedPaths
     assert granted.next_after("g2/gone", "") is None
 
 
+@pytest.mark.parametrize(
+    ("after", "prefix", "follows"),
+    [
+        ("", "", True),
+        ("_delta_log/x", "", True),
+        ("_delta_log/x", "_delta_log/", False),
+        ("dv.bin", "g", True),
+        ("g/live", "g", False),
+    ],
+)
+def test_what_is_live_surely_follows_and_what_was_removed_may(
+    granted: GrantedPaths, after: str, prefix: str, follows: bool
+) -> None:
+    assert granted.surely_after(after, prefix) is follows
+
+
+def test_the_log_surely_follows_what_comes_before_it_where_it_is_there() -> None:
+    assert [log.surely_after("MIC=XLON/a", "") for log in (LOG, OpenLog(), ClosedLog())] == [
+        True,
+        True,
+        False,
+    ]
+    assert not LOG.surely_after("MIC=XLON/a", "MIC=XLON/")
+    assert WholeTable().surely_after("a", "")
+
+
 @pytest.mark.parametrize(("log", "count"), [(OpenLog(), 3), (ClosedLog(), 0)])
 def test_a_log_that_is_passed_through_is_open_as_it_is_or_not_there(log: Visibility, count: int) -> None:
     page = listed(COMMIT, HINT, "_delta_log/x")

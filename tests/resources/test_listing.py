@@ -43,10 +43,14 @@ class SortedStore:
 
 @attrs.frozen
 class Granted:
-    """Knows exactly which paths are shown; unless `certain` it leaves common prefixes to the store."""
+    """Knows exactly which paths are shown; unless `certain` it leaves common prefixes to the store.
+
+    Those of `gone` are granted, but were removed, so the store may not have them any more.
+    """
 
     paths: frozenset[str]
     certain: bool = True
+    gone: frozenset[str] = frozenset()
 
     def served(self, listed: Sequence[ListedObject], unserved: frozenset[str]) -> Mapping[str, str]:
         return {item.path: item.etag for item in listed if item.path in self.paths - unserved}
@@ -55,10 +59,15 @@ class Granted:
         return frozenset()
 
     def below(self, prefix: str) -> bool | None:
-        return any(path.startswith(prefix) for path in self.paths) if self.certain else None
+        if any(path.startswith(prefix) for path in self.paths):
+            return True if self.certain else None
+        return None if any(path.startswith(prefix) for path in self.gone) or not self.certain else False
 
     def next_after(self, path: str, prefix: str) -> str | None:
-        return min((p for p in self.paths if p > path and p.startswith(prefix)), default=None)
+        return min((p for p in self.paths | self.gone if p > path and p.startswith(prefix)), default=None)
+
+    def surely_after(self, path: str, prefix: str) -> bool:
+        return any(p > path and p.startswith(prefix) for p in self.paths)
 
 
 def listed(alias: str, store: SortedStore, visibility: Visibility) -> ListedTable:
@@ -201,6 +210,29 @@ def test_the_pages_together_are_what_the_model_gives(  # noqa: PLR0917 - drawn b
     assert all(len(one) == max_keys for one in pages[:-1])
     alone = [table(alias, paths, paths, page) for alias, paths in shown.items()]
     assert pages == all_pages(alone, ListQuery(2, prefix, delimiter, max_keys)), "hidden keys end a page"
+
+
+NAMES = ("a", "b/1", "b/2", "c-1", "c-2", "d", "e/1", "f")
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["shown", "hidden", "gone"]), min_size=1, max_size=len(NAMES)),
+    delimiter=st.sampled_from(["", "/", "-"]),
+    max_keys=st.integers(1, 3),
+    page=st.integers(1, 3),
+)
+def test_no_page_tells_of_hidden_keys_before_files_that_were_removed(
+    kinds: list[str], delimiter: str, max_keys: int, page: int
+) -> None:
+    of = {kind: {name for name, each in zip(NAMES, kinds, strict=False) if each == kind} for kind in kinds}
+    shown = frozenset(of.get("shown", ()))
+    visibility = Granted(shown, gone=frozenset(of.get("gone", ())))
+    query = ListQuery(2, "t/", delimiter, max_keys)
+    beside, alone = (
+        listed("t", SortedStore(those, page), visibility)
+        for those in (shown | of.get("hidden", set()), shown)
+    )
+    assert all_pages([beside], query) == all_pages([alone], query)
 
 
 @pytest.mark.parametrize("prefix", ["t/../other/", "t/a/../../", "t/./../", "t/../o"])
