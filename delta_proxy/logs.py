@@ -75,7 +75,7 @@ def redact_target(target: bytes) -> str:
     """A request target or URL for the log: printable ASCII, values of secret parameters blanked.
 
     Parameter names are compared as S3 reads them, decoded and without regard to case. At most 2048
-    characters.
+    characters and what tells that there was more.
     """
     path, mark, query = target.partition(b"?")
     if mark and query:
@@ -84,7 +84,10 @@ def redact_target(target: bytes) -> str:
     text = _printable(target)
     if "@" in text:
         text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
-    return text if len(text) <= _LONGEST_TARGET else f"{text[:_LONGEST_TARGET]}..."
+    if len(text) > _LONGEST_TARGET:
+        return f"{text[:_LONGEST_TARGET]}..."
+    # The word behind it in a line, a status say, would be taken for the secret that it announces.
+    return f"{text}{HIDDEN}" if _announces_secret(text) else text
 
 
 def _printable(target: bytes) -> str:
@@ -174,4 +177,20 @@ def _json_line(event: LogEvent) -> str:
     failure = event.get("log_failure")
     if failure is not None:
         line["traceback"] = failure.getTraceback()
-    return f"{scrub(json.dumps(line, default=repr))}\n"
+    return f"{json.dumps({name: _scrubbed(name, value) for name, value in line.items()}, default=repr)}\n"
+
+
+def _scrubbed(name: str, value: object) -> object:
+    """The value of a field of JSON, scrubbed before it is quoted: after that a text that a client chose could
+    have the next field's name blanked, or half of an escape, and the line would be lost.
+    """
+    if _announces_secret(f"{name}:"):
+        return HIDDEN
+    text = value if isinstance(value, str) else repr(value)
+    told = scrub(text)
+    return value if told == text else told
+
+
+def _announces_secret(text: str) -> bool:
+    """Whether the next word behind a text is taken for a secret."""
+    return scrub(f"{text} 0").endswith(HIDDEN)

@@ -140,6 +140,45 @@ def test_a_json_line_stays_json() -> None:
     assert SECRET not in out.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("table", "target"),
+    [("authorization=\u00e9", "/"), ("t", "/datalake/t/authorization"), ("secret_key:\n", '/"secret_key"')],
+)
+def test_no_text_of_a_client_takes_a_json_line_apart(table: str, target: str) -> None:
+    out = io.StringIO()
+    log = Logger(observer=LogPublisher(observer(LogFormat.JSON, out)))
+    log.info(READY, line=f"GET {target}", table=table, target=target, status=403, request_id="R")
+    event = json.loads(out.getvalue())
+    assert (event["status"], event["request_id"], event["target"]) == (403, "R", target)
+
+
+@pytest.mark.parametrize("value", [SECRET, f"Bearer {SECRET}", [SECRET], {"x": (1, SECRET)}, SECRET.encode()])
+def test_a_field_that_is_named_as_a_secret_is_blanked_whatever_it_holds(value: object) -> None:
+    out = io.StringIO()
+    log = Logger(observer=LogPublisher(observer(LogFormat.JSON, out)))
+    log.info("asked", authorization=value, headers=[("authorization", SECRET)], count=3)
+    event = json.loads(out.getvalue())
+    assert SECRET not in out.getvalue()
+    assert event["count"] == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/t/authorization:",
+        b"/t/authorization=Bearer",
+        b"/t?secret_key,",
+        b"/t?Signature=",
+        b"/authorization=",
+    ],
+)
+def test_the_status_behind_a_target_that_announces_a_secret_is_told(target: bytes) -> None:
+    out = io.StringIO()
+    log = Logger(observer=LogPublisher(observer(LogFormat.TEXT, out)))
+    log.info(READY, line=f"GET {redact_target(target)} 403 12B")
+    assert out.getvalue().endswith(" 403 12B\n")
+
+
 @pytest.mark.parametrize("style", list(LogFormat))
 def test_a_finished_line_is_written_as_it_is_but_for_secrets_and_line_breaks(style: LogFormat) -> None:
     out = io.StringIO()
