@@ -48,7 +48,7 @@ from delta_proxy.structuring import (
     read_overrides,
     strict_converter,
 )
-from delta_proxy.upstream.origin import Origin, parse_endpoint
+from delta_proxy.upstream.origin import namespace
 from delta_proxy.upstream.stores import (
     AddressingStyle,
     CommitProbe,
@@ -580,12 +580,9 @@ def _is_plain_text(text: str) -> bool:
 
 def _check_locations(tables: Mapping[str, TableLocation]) -> None:
     """No table may be or hold another: what one alias denies, the other could serve."""
-    seen: dict[tuple[Origin | None, str, str], str] = {}
+    seen: dict[tuple[str, str, str], str] = {}
     for alias, location in tables.items():
-        endpoint = location.store.endpoint
-        # However it is spelled.
-        origin = None if endpoint is None else parse_endpoint(endpoint)
-        key = (origin, location.bucket, f"{location.prefix}/" if location.prefix else "")
+        key = (namespace(location.store), location.bucket, f"{location.prefix}/" if location.prefix else "")
         for (place, bucket, prefix), other in seen.items():
             overlap = prefix.startswith(key[2]) or key[2].startswith(prefix)
             if (place, bucket) == key[:2] and overlap:

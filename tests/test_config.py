@@ -333,6 +333,24 @@ def test_fractions_of_a_policy_keep_all_their_digits(file: pathlib.Path) -> None
             'tableMapping.u: overlaps with "t": s3://lake/t',
         ),
         (
+            {
+                "tableMapping": {
+                    "t": {"uri": "s3://lake/t", "endpoint": "http://store.test"},
+                    "u": {"uri": "s3://lake/t", "endpoint": "https://store.test"},
+                }
+            },
+            'tableMapping.u: overlaps with "t": s3://lake/t',
+        ),
+        (
+            {
+                "tableMapping": {
+                    "t": {"uri": "s3://lake/t", "region": "eu-west-1"},
+                    "u": {"uri": "s3://lake/t", "endpoint": "https://s3.eu-west-1.amazonaws.com"},
+                }
+            },
+            'tableMapping.u: overlaps with "t": s3://lake/t',
+        ),
+        (
             {"tableMapping": {"t": "s3://lake/t/x", "u": "s3://lake/t"}},
             'tableMapping.u: overlaps with "t": s3://lake/t',
         ),
@@ -387,8 +405,10 @@ def test_tables_side_by_side_do_not_overlap(configure: Loader) -> None:
         "b": "s3://lake/t2",
         "c": "s3://other/t",
         "d": {"uri": "s3://lake/t", "endpoint": "http://elsewhere:9000"},
+        "e": {"uri": "s3://lake/t", "endpoint": "http://elsewhere:9001"},
+        "f": {"uri": "s3://lake/t", "region": "cn-north-1"},
     }
-    assert len(configure({"tableMapping": tables}).table_mapping) == 4
+    assert len(configure({"tableMapping": tables}).table_mapping) == len(tables)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from twisted.web.iweb import IResponse
 from delta_proxy.s3.errors import InvalidRequest, InvalidURI, ServiceUnavailable
 from delta_proxy.s3.request import S3Request
 from delta_proxy.upstream.client import LOST, Upstream
-from delta_proxy.upstream.origin import DEFAULT_REGION, Origin
+from delta_proxy.upstream.origin import DEFAULT_REGION, Origin, aws_partition
 from delta_proxy.upstream.relay import BodyCut, UpstreamResponse, drop
 from delta_proxy.upstream.retry import bounded
 from delta_proxy.upstream.spool import MemorySpool, TooLarge
@@ -40,8 +40,6 @@ _SIGNING = frozenset({"authorization", "host"})
 _AWS = re.compile(
     r"(?:[a-z0-9][a-z0-9.-]*\.)?(s3(?:[.-](?:dualstack\.)?[a-z]{2}(?:-[a-z]+)+-[0-9])?\.amazonaws\.com(?:\.cn)?)"
 )
-_OTHER_PARTITION = re.compile(r"[.-](cn|us-gov|us-iso[a-z]?|eu-isoe)-[a-z]+-[0-9]\.")
-_CHINA = ".amazonaws.com.cn"
 _PRINTABLE = re.compile(rb"[!-~]+")
 _TRIES = 3
 # A store that puts together or copies gigabytes may be silent meanwhile.
@@ -83,7 +81,7 @@ class ForwardMap:
         for location in self.tables.values():
             if location.store.endpoint is None:
                 found = _AWS.fullmatch(name)
-                if found is not None and _aws_partition(found[1]) == _aws_partition(_regional(location)):
+                if found is not None and aws_partition(found[1]) == aws_partition(_regional(location)):
                     return Route(_store_of(location), "https", found[1])
                 continue
             origin = Origin.of(location.store, "")
@@ -204,25 +202,12 @@ async def small_body(answer: UpstreamResponse) -> bytes:
 
 def _store_of(location: TableLocation) -> str:
     if location.store.endpoint is None:
-        return _aws_partition(_regional(location))
+        return aws_partition(_regional(location))
     return Origin.of(location.store, "").host.lower()
 
 
 def _regional(location: TableLocation) -> str:
     return f"s3.{location.store.region or DEFAULT_REGION}."
-
-
-def _aws_partition(host: str) -> str:
-    """The partition of AWS that a host such as `s3.cn-north-1.amazonaws.com.cn` is in.
-
-    A bucket's name is its owner's in one partition alone: in another anybody may have a bucket of that name,
-    and would be accepted there.
-    """
-    if host.endswith(_CHINA):
-        # With or without a region.
-        return "aws-cn"
-    found = _OTHER_PARTITION.search(host)
-    return f"aws-{found[1]}" if found is not None else "aws"
 
 
 def _url(route: Route, s3: S3Request) -> bytes:

@@ -17,6 +17,9 @@ DEFAULT_REGION = "us-east-1"
 # It becomes a part of a host name, and it may come from a store's answer.
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_AWS = re.compile(r".+\.amazonaws\.com(\.cn)?(:[0-9]+)?")
+_OTHER_PARTITION = re.compile(r"[.-](cn|us-gov|us-iso[a-z]?|eu-isoe)-[a-z]+-[0-9]\.")
+_CHINA = ".amazonaws.com.cn"
 
 
 @frozen
@@ -72,6 +75,27 @@ def parse_endpoint(endpoint: str) -> Origin:
     if port is None or port == _DEFAULT_PORTS[parts.scheme]:
         return Origin(parts.scheme, host)
     return Origin(parts.scheme, f"{host}:{port}")
+
+
+def aws_partition(host: str) -> str:
+    """The partition of AWS that a host such as `s3.cn-north-1.amazonaws.com.cn` is in.
+
+    A bucket's name is its owner's in one partition alone: in another anybody may have a bucket of that name,
+    and would be accepted there.
+    """
+    if host.endswith(_CHINA):
+        # With or without a region.
+        return "aws-cn"
+    found = _OTHER_PARTITION.search(host)
+    return f"aws-{found[1]}" if found is not None else "aws"
+
+
+def namespace(store: StoreConfig) -> str:
+    """What is equal for two stores in which a name of a bucket means the same one, however they are spelled:
+    all of a partition of AWS, one host of others, whose ports for http and https lead to the same.
+    """
+    host = Origin.of(store, store.region or DEFAULT_REGION).host
+    return aws_partition(host) if _AWS.fullmatch(host) else host
 
 
 def is_region(text: str) -> bool:
