@@ -20,7 +20,7 @@ from delta_proxy.delta.actions import LogError
 from delta_proxy.delta.cache import MetadataCache
 from delta_proxy.delta.catalog import CatalogedStore, is_immutable
 from delta_proxy.delta.deletion_vectors import Region
-from delta_proxy.delta.masks import GrantMasks, authorise_entries
+from delta_proxy.delta.masks import GrantMasks, authorise_entries, closed
 from delta_proxy.delta.paths import LOG_DIRECTORY
 from delta_proxy.delta.view_names import view_file
 from delta_proxy.delta.views import LogViews, RefusedView, ViewedFile
@@ -62,9 +62,10 @@ _SERVED_DATA = Served(Use.DATA)
 
 @attrs.frozen
 class Refused:
-    """The path, or the whole table, is denied."""
+    """The path is denied; unless it is `alone` the reason is one of the whole table."""
 
     reason: Reason
+    alone: bool = False
 
 
 @attrs.frozen
@@ -145,7 +146,7 @@ class Gate:
             return _SERVED_DATA
         decision = authorise_entries(index, table.grant, entries, now)
         if isinstance(decision, Denied):
-            return Refused(decision.reason)
+            return Refused(decision.reason, alone=closed(index, table.grant) is None)
         shown = shown_regions(self._masks.of(index, table.grant, now), entries)
         return _SERVED_DATA if shown is None else Served(Use.DELETION_VECTOR, shown)
 

@@ -113,7 +113,7 @@ class ObjectResource(S3Resource):
     def _refusal(self, verdict: Refused | Absent, request: EdgeRequest) -> S3Error:
         if isinstance(verdict, Refused):
             annotate(request, decision=verdict.reason.name.lower(), reason=verdict.reason.value)
-            return denied(verdict.reason)
+            return denied(verdict.reason, alone=verdict.alone)
         annotate(request, decision="absent")
         return NoSuchKey(fields={"Key": self.s3.key})
 

@@ -24,12 +24,6 @@ _CLOSED: Final = (
     "in the audit log, under the id of this request."
 )
 OTHER_SOURCE: Final = f"{_START}: a copy needs a grant of the whole table that it is made from."
-_TOLD: Final = {
-    Reason.NO_GRANT: _NO_GRANT,
-    Reason.NOT_GRANTED: _OTHER_PARTITION,
-    Reason.MISSING_VALUE: _OTHER_PARTITION,
-    Reason.UNPARSABLE_VALUE: _OTHER_PARTITION,
-}
 _TOLD_WRITERS: Final = {
     Bar.READ_ONLY_USER: f"{_START}: you may read, but not write.",
     Bar.NO_GRANT: _NO_GRANT,
@@ -37,9 +31,11 @@ _TOLD_WRITERS: Final = {
 }
 
 
-def denied(reason: Reason) -> AccessDenied:
-    """The error for whoever may not read something."""
-    return AccessDenied(_TOLD.get(reason, _CLOSED))
+def denied(reason: Reason, *, alone: bool = False) -> AccessDenied:
+    """The error for whoever may not read a table, or a file `alone`."""
+    if reason is Reason.NO_GRANT:
+        return AccessDenied(_NO_GRANT)
+    return AccessDenied(_OTHER_PARTITION if alone else _CLOSED)
 
 
 def barred(bar: Bar) -> AccessDenied:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import pathlib
+from xml.etree import ElementTree
 
+import orjson
 import pytest
 
 from delta_proxy.access.policy import NOTHING, Grant, Reason, parse_filters
 from delta_proxy.access.writing import Bar
 from delta_proxy.resources.auditing import audit_record
 from delta_proxy.resources.refusals import barred, denied
+from tests.delta.tables import PROTOCOL, add, metadata
 from tests.fakes.writing import WritableStore
-from tests.memory import BUCKET, NOW, MemoryProxy
-
-OF_A_FILE = {Reason.NOT_GRANTED, Reason.MISSING_VALUE, Reason.UNPARSABLE_VALUE}
+from tests.memory import BUCKET, NOW, Answer, MemoryProxy
 
 
 def test_what_is_wrong_with_the_partition_values_of_a_denied_file_is_not_told() -> None:
-    assert len({denied(reason).message for reason in OF_A_FILE}) == 1
+    assert len({denied(reason, alone=True).message for reason in set(Reason) - {Reason.NO_GRANT}}) == 1
 
 
 def test_every_refusal_begins_as_that_of_s3_and_says_what_to_do() -> None:
-    told = {denied(reason).message for reason in Reason} | {barred(bar).message for bar in Bar}
-    assert all(message.startswith("Access Denied") for message in told)
-    assert len({denied(reason).message for reason in Reason}) == 3
+    refusals = {denied(reason, alone=alone).message for reason in Reason for alone in (True, False)}
+    assert all(text.startswith("Access Denied") for text in refusals | {barred(bar).message for bar in Bar})
+    assert len(refusals) == 3
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,25 @@ def test_the_audit_log_has_the_reason_in_words(tmp_path: pathlib.Path) -> None:
     proxy = MemoryProxy(tmp_path / "cache", {"t": NOTHING}, filtered=False)
     proxy.get("t/_delta_log/00000000000000000000.json")
     assert audit_record(proxy.records[-1], NOW).reason == Reason.NO_GRANT.value
+
+
+def test_a_denied_file_of_an_older_partitioning_reads_as_any_other(tmp_path: pathlib.Path) -> None:
+    proxy = MemoryProxy(tmp_path / "cache", {"t": parse_filters([{"p": "green"}])})
+    lines = ([PROTOCOL, metadata("q"), add("old", q="x")], [metadata("p"), add("new", p="red")])
+    for version, commit in enumerate(lines):
+        proxy.store.put(f"t/_delta_log/{version:020d}.json", b"\n".join(map(orjson.dumps, commit)))
+    old, new = proxy.get("t/old"), proxy.get("t/new")
+    assert (old.status, old.decision, new.decision) == (403, "not_a_partition_column", "not_granted")
+    assert told(old) == told(new)
+
+
+def test_a_table_that_the_grant_does_not_fit_is_blamed_itself(tmp_path: pathlib.Path) -> None:
+    proxy = MemoryProxy(tmp_path / "cache", {"t": parse_filters([{"p": "green"}])})
+    lines = [PROTOCOL, metadata("q"), add("a", q="x")]
+    proxy.store.put(f"t/_delta_log/{0:020d}.json", b"\n".join(map(orjson.dumps, lines)))
+    assert "cannot tell which part" in (told(proxy.get("t/a")) or "")
+
+
+def told(answer: Answer) -> str | None:
+    """The message of an error."""
+    return ElementTree.fromstring(answer.body).findtext("Message")
