@@ -16,7 +16,7 @@ from delta_proxy.resources.base import AnyAnswer, annotate
 from delta_proxy.resources.bodies import whole
 from delta_proxy.resources.refusals import OTHER_SOURCE
 from delta_proxy.resources.server import EdgeRequest
-from delta_proxy.resources.writing import admitted, by_alias, line_for_each
+from delta_proxy.resources.writing import admitted, by_alias, common_beginning, line_for_each
 from delta_proxy.s3 import write_xml
 from delta_proxy.s3.copying import HEADER as COPY_SOURCE
 from delta_proxy.s3.copying import copy_source
@@ -84,10 +84,7 @@ class ForwardedWrite:
     async def _admitted(self, principal: Principal, key: str) -> tuple[str, str]:
         """The table and path of a key that may be written to. Raises S3Error."""
         alias, path = self._located(self._s3.bucket, key)
-        annotate(self._request, table=alias)
-        self._resource.describe_key(key, principal, self._request)
-        writer = await admitted(self._services, principal, alias, self._request, self._s3)
-        writer.location.object_key(path or "-")
+        await self._table_admitted(principal, alias, [path])
         return alias, path
 
     def _located(self, bucket: str, key: str) -> tuple[str, str]:
@@ -119,10 +116,22 @@ class ForwardedWrite:
         body, _ = await whole(self._request, payload, self._request.site.limits.body, wire)
         write_xml.check_plain(body)
         asked = await parsed(write_xml.parse_delete, body, self._services.defer_to_pool)
-        paths = [await self._admitted(principal, key) for key in asked.keys]
-        for _ in line_for_each(self._resource, principal, by_alias(paths), self._request):
+        paths = [self._located(self._s3.bucket, key) for key in asked.keys]
+        tables = by_alias(paths)
+        for alias, those in tables.items():
+            await self._table_admitted(principal, alias, those)
+        for _ in line_for_each(self._resource, principal, tables, self._request):
             annotate(self._request, decision="allowed")
         return paths, partial(_as_it_came, b"".join(wire))
+
+    async def _table_admitted(self, principal: Principal, alias: str, paths: list[str]) -> None:
+        """Raises S3Error unless all of these paths of a table may be written to."""
+        annotate(self._request, table=alias)
+        if self._request.note.place is not None:
+            self._resource.describe_path(alias, common_beginning(paths), principal, self._request)
+        writer = await admitted(self._services, principal, alias, self._request, self._s3)
+        for path in paths:
+            writer.location.object_key(path or "-")
 
     def _refused_by_store(self, status: int) -> None:
         note = self._request.note

@@ -8,7 +8,10 @@ client named.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right, insort
 from collections.abc import Mapping
+from functools import cached_property
+from operator import itemgetter
 
 from attrs import frozen
 from twisted.logger import Logger
@@ -102,11 +105,22 @@ class ForwardMap:
 
     def locate(self, route: Route, bucket: str, key: str) -> tuple[str, str] | None:
         """The alias and the path below the table's root that a key is; None outside every table."""
-        for alias, location in self.below(route, bucket):
-            root = location.key("")
-            if key.startswith(root):
-                return alias, key[len(root) :]
-        return None
+        roots = self._roots.get((route.store, bucket), ())
+        # No table holds another, so it can be none but the last that begins before the key.
+        at = bisect_right(roots, key, key=itemgetter(0)) - 1
+        if at < 0 or not key.startswith(roots[at][0]):
+            return None
+        root, alias = roots[at]
+        return alias, key[len(root) :]
+
+    @cached_property
+    def _roots(self) -> Mapping[tuple[str, str], list[tuple[str, str]]]:
+        """Where the tables of each bucket of each store begin, in order, with their aliases."""
+        found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for alias, location in self.tables.items():
+            place = (_store_of(location), location.bucket)
+            insort(found.setdefault(place, []), (location.key(""), alias))
+        return found
 
 
 class Forwarder:

@@ -102,8 +102,12 @@ class Writer:
 
 
 class NoProbes:
+    def __init__(self) -> None:
+        self.checked: list[str] = []
+
     async def check(self, writer: Any, request: S3Request) -> None:
         """Every store is trusted."""
+        self.checked.append(writer.location.prefix)
 
 
 def ask(
@@ -119,6 +123,7 @@ def ask(
     chunked: bool = False,
     mark: Callable[[str], None] | None = None,
     notes: list[RequestNote] | None = None,
+    probes: NoProbes | None = None,
 ) -> tuple[int, list[str]]:
     """The status of a signed request in absolute form, and the aliases that were told to have changed."""
     told: list[str] = []
@@ -128,7 +133,7 @@ def ask(
     )
     writing = Writing(
         cast(Any, {alias: Writer(location) for alias, location in LOCATIONS.items()}),
-        cast(Any, NoProbes()),
+        cast(Any, probes or NoProbes()),
         mark or told.append,
         cast(Any, maybeDeferred),
     )
@@ -242,6 +247,19 @@ def test_keys_that_may_be_deleted_are_deleted_together() -> None:
     store, body = Store(), deletion("t/a/x", "t/a/_delta_log/1.json")
     assert ask(store, "POST", "/lake", body, query=(("delete", ""),)) == (200, ["a"])
     assert store.writes[0][2] == body
+
+
+def test_a_table_is_decided_about_once_however_many_of_its_keys_are_deleted() -> None:
+    probes, body = NoProbes(), deletion("t/a/1", "t/c/1", "t/a/2", "t/a/3", "t/c/2")
+    assert ask(Store(), "POST", "/lake", body, query=(("delete", ""),), probes=probes)[0] == 200
+    assert probes.checked == ["t/a", "t/c"]
+
+
+@pytest.mark.parametrize("last", ["t/a/../x", "t/c/./../x", "t/b/x", "t/x"])
+def test_the_last_key_of_many_is_judged_as_the_first(last: str) -> None:
+    store, body = Store(), deletion("t/c/1", "t/a/1", "t/a/2", last)
+    assert ask(store, "POST", "/lake", body, query=(("delete", ""),))[0] in {403, 404}
+    assert store.writes == []
 
 
 @pytest.mark.parametrize(("status", "decision"), [(200, "allowed"), (403, "refused")])

@@ -82,6 +82,17 @@ def test_a_key_is_mapped_back_to_alias_and_path() -> None:
         assert TABLES.locate(route, bucket, key) is None
 
 
+def test_tables_whose_names_begin_alike_are_told_apart() -> None:
+    prefixes = ["t", "t-", "t-1", "t0", "tt", "a/b", "a/b-", "a/b0", "b"]
+    near = ForwardMap({prefix: TableLocation("lake", prefix, MINIO) for prefix in prefixes})
+    route = near.route("minio.test:9000")
+    assert route is not None
+    for prefix in prefixes:
+        assert near.locate(route, "lake", f"{prefix}/f") == (prefix, "f")
+        assert near.locate(route, "lake", f"{prefix}/") == (prefix, "")
+        assert near.locate(route, "lake", f"{prefix}!/f") is None
+
+
 def test_a_bucket_of_that_name_in_another_store_is_another_bucket() -> None:
     route = TABLES.route("store.test")
     assert route is not None
