@@ -39,3 +39,10 @@ def test_an_unpartitioned_table_names_sidecars_too() -> None:
     known = SidecarNames()
     known.take(manifest("1"), (), ["a"])
     assert known.columns("t", "a") == ()
+
+
+def test_of_manifests_that_name_nothing_the_oldest_is_forgotten() -> None:
+    known = SidecarNames(limit=2)
+    for name in ("1", "2", "3"):
+        known.take(manifest(name), OLD, [])
+    assert [known.has_read(manifest(name)) for name in ("1", "2", "3")] == [False, True, True]

@@ -50,12 +50,14 @@ class WritableStore(FakeStore):
         honours_conditions: bool = True,
         verifies_hashes: bool = False,
         unconditional: Collection[Operation] = (),
+        ends_refused_uploads: bool = False,
     ) -> None:
         super().__init__(bucket)
         self.uploads: dict[str, Upload] = {}
         self.fields: dict[str, tuple[tuple[str, str], ...]] = {}
         self._honours_conditions = honours_conditions
         self._unconditional = frozenset(unconditional)
+        self._ends_refused_uploads = ends_refused_uploads
         self.verifies_hashes = verifies_hashes
         self._ids = itertools.count(1)
 
@@ -152,9 +154,11 @@ class WritableStore(FakeStore):
         for part in parts:
             if part.number not in upload.parts or StoredObject(upload.parts[part.number]).etag != part.etag:
                 raise InvalidPart
+        if self._ends_refused_uploads:
+            del self.uploads[asked.param("uploadId") or ""]
         self._check_absent(asked)
         self.put(asked.key, b"".join(upload.parts[part.number] for part in parts))
-        del self.uploads[asked.param("uploadId") or ""]
+        self.uploads.pop(asked.param("uploadId") or "", None)
         place = f"http://{asked.host}/{self.bucket}/{asked.key}"
         etag = self.objects[asked.key].etag
         return _result(

@@ -417,6 +417,8 @@ def test_a_copy_must_create_only_where_the_store_sees_to_it(tmp_path: pathlib.Pa
     for name in ("staged", "commit"):
         proxy.store.put(f"t/{name}", name.encode())
     copy = {"x-amz-copy-source": "/datalake/t/staged"}
+    if not honoured:
+        assert put(proxy, "t/commit", b"", {**copy, "If-Match": '"another"'}).status == 501
     answer = put(proxy, "t/commit", b"", {**copy, "If-None-Match": "*"})
     assert (answer.status, code(answer)) == (
         (412, "PreconditionFailed") if honoured else (501, "NotImplemented")
@@ -425,12 +427,13 @@ def test_a_copy_must_create_only_where_the_store_sees_to_it(tmp_path: pathlib.Pa
     assert put(proxy, "t/commit", b"", copy).status == 200
 
 
-@pytest.mark.parametrize("honoured", [True, False])
+@pytest.mark.parametrize(("honoured", "ended"), [(True, False), (True, True), (False, False)])
 def test_an_upload_must_create_only_where_the_store_sees_to_it(
-    tmp_path: pathlib.Path, honoured: bool
+    tmp_path: pathlib.Path, honoured: bool, ended: bool
 ) -> None:
     ignored = () if honoured else (Operation.COMPLETE_MULTIPART_UPLOAD,)
-    proxy = proxy_of(tmp_path, store=WritableStore(BUCKET, unconditional=ignored), location={})
+    store = WritableStore(BUCKET, unconditional=ignored, ends_refused_uploads=ended)
+    proxy = proxy_of(tmp_path, store=store, location={})
     proxy.store.put("t/commit", b"commit")
     upload_id = text(proxy.request("POST", "/datalake/t/commit?uploads"), "UploadId")
     etag = put(proxy, "t/commit", b"part", query=f"?partNumber=1&uploadId={upload_id}").headers["etag"]
@@ -441,7 +444,7 @@ def test_an_upload_must_create_only_where_the_store_sees_to_it(
         (412, "PreconditionFailed") if honoured else (501, "NotImplemented")
     )
     assert objects(proxy) == {"t/commit": b"commit"}
-    assert post(proxy, f"/datalake/t/commit?uploadId={upload_id}", body).status == 200
+    assert post(proxy, f"/datalake/t/commit?uploadId={upload_id}", body).status == (404 if ended else 200)
 
 
 @pytest.mark.parametrize("verifies", [True, False])

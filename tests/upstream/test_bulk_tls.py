@@ -149,11 +149,11 @@ def test_a_record_that_was_altered_ends_the_connection_and_is_not_handed_on() ->
     assert pair.client.ended[0].check(SSL.Error)
 
 
-@pytest.mark.parametrize("paused", [False, True], ids=["on", "paused"])
-def test_what_the_socket_has_is_read_within_the_turn_unless_the_reading_is_paused(paused: bool) -> None:
+@pytest.mark.parametrize("until", ["the end", "pause", "abort"])
+def test_what_the_socket_has_is_read_within_the_turn_until_the_reading_ends(until: str) -> None:
     pair = Pair()
     pair.move()
-    pair.client.pauses_at_first = paused
+    pair.client.pauses_at_first, pair.client.stops_at_first = until == "pause", until == "abort"
     pair.tls[1].write(bytes(2 * READ))
     encrypted = pair.wires[1].value()
     line = Line()
@@ -163,8 +163,8 @@ def test_what_the_socket_has_is_read_within_the_turn_unless_the_reading_is_pause
         assert sent == len(encrypted) - READ
         pair.tls[0].dataReceived(encrypted[:READ])
         received = sum(map(len, pair.client.pieces))
-        assert line.waiting() == (sent if paused else 0)
-        assert received < READ if paused else received == 2 * READ
+        assert line.waiting() == (0 if until == "the end" else sent)
+        assert received == 2 * READ if until == "the end" else received < READ
     finally:
         line.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection as TCPConnection
-from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from delta_proxy.upstream.sockets import reads_of_a_turn
 
@@ -29,7 +29,7 @@ class Line:
         for end in (near, self.far):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TURN)
         self.far.setblocking(False)
-        self.transport: Any = TCPConnection(near, Protocol(), MemoryReactor())
+        self.transport: Any = TCPConnection(near, Protocol(), MemoryReactorClock())
         self.transport.connected = 1
 
     def send(self, data: bytes) -> int:
@@ -117,4 +117,16 @@ def test_a_body_that_is_paused_within_a_turn_is_read_no_further(line: Line) -> N
     connection.pauseProducing()
     connection.dataReceived(bytes(READ))
     assert len(asked.body.data) == READ
+    assert line.waiting() == sent
+
+
+def test_what_the_socket_has_behind_a_body_is_left_for_the_answer_to_the_next_request(line: Line) -> None:
+    lab = Lab()
+    asked = lab.ask()
+    connection, _ = lab.lines[0]
+    connection.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % READ)
+    connection.transport = line.transport
+    sent = line.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    connection.dataReceived(bytes(READ))
+    assert asked.whole
     assert line.waiting() == sent
