@@ -202,7 +202,7 @@ class _Scan:
         for entry in sorted(merged, key=_path_of):
             if not isinstance(entry, str):
                 found.add(self._keys([entry], served, after))
-            elif _comes_after(entry, after) and await self._shows_below(visibility, entry):
+            elif _comes_after(entry, after) and await self._shows_below(visibility, entry, after):
                 found.add([self.root + entry])
             if found.full:
                 return
@@ -227,8 +227,14 @@ class _Scan:
         group = delimited(name, self.prefix, self.delimiter) == name
         return name + _LAST_CODE_POINT if group else name
 
-    async def _shows_below(self, visibility: Visibility, group: str) -> bool:
+    async def _shows_below(self, visibility: Visibility, group: str, after: str | None) -> bool:
+        """Whether any visible entry of a group is due. Where the page starts within the group, those before
+        do not count: the store lists it for a hidden key behind, whose name could be found out so.
+        """
+        within = after if after is not None and after.startswith(group) else None
         known = visibility.below(group)
+        if known and within is not None:
+            known = visibility.surely_after(within, group) or None
         if known is not None:
             return known
 
@@ -236,7 +242,7 @@ class _Scan:
             return visibility
 
         any_below = _Found(1)
-        await _Scan(self.root, self.store, see, group, "").collect(None, any_below)
+        await _Scan(self.root, self.store, see, group, "").collect(within, any_below)
         return any_below.full
 
     def _next_start(self, visibility: Visibility, beyond: str) -> str | None:

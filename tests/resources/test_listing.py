@@ -220,9 +220,10 @@ NAMES = ("a", "b/1", "b/2", "c-1", "c-2", "d", "e/1", "f")
     delimiter=st.sampled_from(["", "/", "-"]),
     max_keys=st.integers(1, 3),
     page=st.integers(1, 3),
+    after=st.sampled_from([None, *NAMES, "b/", "b/0", "b/11", "b/3", "c-", "c-0", "c-3", "e/", "e/2"]),
 )
-def test_no_page_tells_of_hidden_keys_before_files_that_were_removed(
-    kinds: list[str], delimiter: str, max_keys: int, page: int
+def test_no_page_from_wherever_tells_of_hidden_keys(
+    kinds: list[str], delimiter: str, max_keys: int, page: int, after: str | None
 ) -> None:
     of = {kind: {name for name, each in zip(NAMES, kinds, strict=False) if each == kind} for kind in kinds}
     shown = frozenset(of.get("shown", ()))
@@ -232,7 +233,8 @@ def test_no_page_tells_of_hidden_keys_before_files_that_were_removed(
         listed("t", SortedStore(those, page), visibility)
         for those in (shown | of.get("hidden", set()), shown)
     )
-    assert all_pages([beside], query) == all_pages([alone], query)
+    start = None if after is None else f"t/{after}"
+    assert all_pages([beside], query, start) == all_pages([alone], query, start)
 
 
 @pytest.mark.parametrize("prefix", ["t/../other/", "t/a/../../", "t/./../", "t/../o"])
