@@ -24,7 +24,7 @@ from delta_proxy.access.identity import ANONYMOUS, Principal
 from delta_proxy.access.policy import NOTHING, Grant, parse_filters
 from delta_proxy.config import GetMode
 from delta_proxy.resources.auditing import audit_record, record_decision
-from delta_proxy.resources.server import EdgeRequest, RequestNote, RequestRecord
+from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.services import Anonymous
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import S3Request
@@ -517,13 +517,17 @@ def test_a_deletion_in_several_tables_is_told_of_for_each(tmp_path: pathlib.Path
 def test_each_table_of_a_deletion_has_its_line_in_the_audit_log(tmp_path: pathlib.Path) -> None:
     audit = AuditLog(str(tmp_path / "audit"), report=print)
     audit.start()
-    notes = [RequestNote(table=name, decision="allowed", place=audit.reserve()) for name in "tu"]
-    notes[1].before = (notes[0],)
-    record = RequestRecord("POST", b"/datalake?delete", 200, 0, 0, 0.0, "id", note=notes[1])
-    record_decision(record, NOW, audit)
-    assert audit.close() == 0
+    proxy = proxy_of(tmp_path, {"t": None, "u": parse_filters([{"p": "a"}])})
+    root: Any = proxy.site.resource
+    root.replace(attrs.evolve(root.services, audit=audit))
+    body = deletion("t/x", "u/y", "elsewhere")
+    assert post(proxy, "/datalake?delete", body, {"Content-MD5": md5(body)}).status == 200
+    record_decision(proxy.records[-1], NOW, audit)
+    assert (audit.close(), audit.waiting) == (0, 0)
     lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
-    assert [(line["table"], line["request_id"]) for line in lines] == [("t", "id"), ("u", "id")]
+    told = [(line["table"], line["path"], line["decision"]) for line in lines]
+    assert told == [("t", "x", "allowed"), ("u", "y", "denied"), (None, "elsewhere", "denied")]
+    assert {line["request_id"] for line in lines} == {proxy.records[-1].request_id}
 
 
 def test_a_quiet_deletion_tells_only_what_failed(proxy: MemoryProxy) -> None:

@@ -138,11 +138,15 @@ async def test_a_listing_asks_below_the_table_only(rig: Rig, make_store: MakeSto
 async def test_a_store_that_lists_what_lies_outside_the_table_is_not_believed(
     rig: Rig, make_store: MakeStore
 ) -> None:
-    outside = f"<Contents><Key>{PREFIX}-other/x</Key><Size>1</Size><LastModified>t</LastModified></Contents>"
-    store = make_store(sends(answer(f"<ListBucketResult>{outside}</ListBucketResult>".encode())))
+    for listed in ([f"{PREFIX}-other/x"], [f"{PREFIX}/a", f"{PREFIX}0"], ["a", f"{PREFIX}/a"]):
+        keys = "".join(
+            f"<Contents><Key>{key}</Key><Size>1</Size><LastModified>t</LastModified></Contents>"
+            for key in listed
+        )
+        store = make_store(sends(answer(f"<ListBucketResult>{keys}</ListBucketResult>".encode())))
 
-    with pytest.raises(InternalError):
-        await rig.table(store.endpoint).list()
+        with pytest.raises(InternalError):
+            await rig.table(store.endpoint).list()
 
 
 @in_reactor

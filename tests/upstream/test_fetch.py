@@ -100,6 +100,13 @@ def test_an_answer_that_stands_still_is_given_up() -> None:
     assert response.transport.stopped
 
 
+def test_no_redirect_is_followed() -> None:
+    response = Response(302)
+    response.headers = Headers({"Location": ["http://169.254.169.254/"]})
+    with pytest.raises(NotFetched):
+        result_of(fetching(succeed(response)))
+
+
 @pytest.mark.parametrize("outcome", [302, 404, 500, None])
 def test_anything_but_200_is_none(outcome: int | None) -> None:
     answer: Deferred[Any] = fail(ConnectionLost()) if outcome is None else succeed(Response(outcome))
