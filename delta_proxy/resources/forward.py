@@ -201,7 +201,8 @@ class ForwardResource(S3Resource):
         found = self._forwarding.tables.locate(self._route, self.s3.bucket, self.s3.key)
         if found is None:
             annotate(request, decision="no_table")
-            raise AccessDenied
+            # In the words of a closed table: where those lie is told to nobody.
+            raise denied(Reason.NO_GRANT)
         alias, path = found
         own = ObjectResource(self.services, self._as_own(f"{alias}/{path}"))
         try:

@@ -11,10 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from delta_proxy.access.identity import Principal
+from delta_proxy.access.writing import Bar, writing_barred
 from delta_proxy.delta.gate import GrantedTable
 from delta_proxy.resources.base import AnyAnswer, annotate
 from delta_proxy.resources.bodies import whole
-from delta_proxy.resources.refusals import OTHER_SOURCE
+from delta_proxy.resources.refusals import OTHER_SOURCE, barred
 from delta_proxy.resources.server import EdgeRequest
 from delta_proxy.resources.writing import admitted, by_alias, common_beginning, line_for_each
 from delta_proxy.s3 import write_xml
@@ -83,15 +84,18 @@ class ForwardedWrite:
 
     async def _admitted(self, principal: Principal, key: str) -> tuple[str, str]:
         """The table and path of a key that may be written to. Raises S3Error."""
-        alias, path = self._located(self._s3.bucket, key)
+        alias, path = self._located(self._s3.bucket, key, _closed_to(principal))
         await self._table_admitted(principal, alias, [path])
         return alias, path
 
-    def _located(self, bucket: str, key: str) -> tuple[str, str]:
+    def _located(self, bucket: str, key: str, closed: AccessDenied) -> tuple[str, str]:
+        """The table and path of a key. Beside all of them raises what a closed one would: where those lie is
+        told to nobody.
+        """
         found = self._forwarding.tables.locate(self._route, bucket, key)
         if found is None:
             annotate(self._request, decision="no_table")
-            raise AccessDenied
+            raise closed
         return found
 
     def _check_source(self, principal: Principal) -> None:
@@ -99,7 +103,7 @@ class ForwardedWrite:
         if "+" in (self._s3.headers.get(COPY_SOURCE) or ""):
             # Some stores take it for a space. SDKs encode it.
             raise InvalidArgument("A plus in x-amz-copy-source must be encoded.")
-        alias, path = self._located(source.bucket, source.key)
+        alias, path = self._located(source.bucket, source.key, AccessDenied(OTHER_SOURCE))
         annotate(self._request, copied_from=f"{alias}/{path}")
         opened = self._services.gate.open(principal, alias)
         if not isinstance(opened, GrantedTable) or not opened.grant.is_everything:
@@ -116,7 +120,8 @@ class ForwardedWrite:
         body, _ = await whole(self._request, payload, self._request.site.limits.body, wire)
         write_xml.check_plain(body)
         asked = await parsed(write_xml.parse_delete, body, self._services.defer_to_pool)
-        paths = [self._located(self._s3.bucket, key) for key in asked.keys]
+        closed = _closed_to(principal)
+        paths = [self._located(self._s3.bucket, key, closed) for key in asked.keys]
         tables = by_alias(paths)
         for alias, those in tables.items():
             await self._table_admitted(principal, alias, those)
@@ -142,6 +147,11 @@ class ForwardedWrite:
         if self._services.writing is not None:
             for alias, written in by_alias(paths).items():
                 await self._services.writing.written(alias, *written)
+
+
+def _closed_to(principal: Principal) -> AccessDenied:
+    """What a closed table answers to a write of the principal."""
+    return barred(writing_barred(principal, None, read_only=False) or Bar.NO_GRANT)
 
 
 async def _as_it_comes(request: EdgeRequest, outgoing: Outgoing) -> None:

@@ -209,6 +209,18 @@ def test_a_key_outside_every_table_is_denied_only_when_the_store_has_accepted() 
     assert len(store.asked) == 1
 
 
+def test_where_closed_tables_lie_is_told_to_nobody() -> None:
+    closed, none = (ask(Store(), f"/lake/{path}/f", key="AKSTORE") for path in ("t/a", "outside"))
+    assert message(closed) == message(none)
+
+
+def message(said: bytes) -> bytes:
+    """The words of an error."""
+    found = re.search(rb"<Message>(.+)</Message>", said)
+    assert found is not None
+    return found[1]
+
+
 def test_a_write_is_refused_before_anything_is_sent() -> None:
     store = Store()
     assert ask(store, "/lake/t/a/f1", method="DELETE").startswith(b"HTTP/1.1 405 ")

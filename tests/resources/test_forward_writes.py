@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -35,7 +36,8 @@ from tests.s3.wire import ADDRESSING, NOW, REGION, Pairs
 HOST = "store.test:9000"
 COMMIT = "/lake/t/a/_delta_log/1.json"
 LOCATIONS = {
-    alias: TableLocation("lake", f"t/{alias}", StoreConfig(f"http://{HOST}")) for alias in ("a", "b", "c")
+    alias: TableLocation("lake", f"t/{alias}", StoreConfig(f"http://{HOST}"))
+    for alias in ("a", "b", "c", "d")
 }
 USERS = [
     ConfiguredUser("alice", "AKALICE", Secret("not the store's")),
@@ -88,7 +90,7 @@ class _Body:
 
 
 class GateOfA:
-    """Everybody has everything of `a` and `c`, a part of `b`."""
+    """Everybody has everything of `a` and `c`, a part of `b`, nothing of `d`."""
 
     def open(self, principal: Principal, alias: str) -> GrantedTable | Refused:
         if alias in {"a", "c"}:
@@ -124,6 +126,7 @@ def ask(
     mark: Callable[[str], None] | None = None,
     notes: list[RequestNote] | None = None,
     probes: NoProbes | None = None,
+    said: list[bytes] | None = None,
 ) -> tuple[int, list[str]]:
     """The status of a signed request in absolute form, and the aliases that were told to have changed."""
     told: list[str] = []
@@ -160,6 +163,8 @@ def ask(
     channel.makeConnection(transport)
     sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
     channel.dataReceived("\r\n".join([*head, "", ""]).encode() + sent)
+    if said is not None:
+        said.append(transport.value())
     return int(transport.value().split()[1]), told
 
 
@@ -247,6 +252,16 @@ def test_keys_that_may_be_deleted_are_deleted_together() -> None:
     store, body = Store(), deletion("t/a/x", "t/a/_delta_log/1.json")
     assert ask(store, "POST", "/lake", body, query=(("delete", ""),)) == (200, ["a"])
     assert store.writes[0][2] == body
+
+
+@pytest.mark.parametrize("key", ["AKALICE", "AKREADER"])
+@pytest.mark.parametrize("header", [False, True], ids=["key", "source"])
+def test_where_closed_tables_lie_is_told_to_no_writer(header: bool, key: str) -> None:
+    said: list[bytes] = []
+    for place in ("/lake/t/d/x", "/lake/elsewhere/x", "/pond/x"):
+        extra = (("x-amz-copy-source", place),) if header else ()
+        ask(Store(), "PUT", "/lake/t/a/x" if header else place, extra=extra, key=key, said=said)
+    assert len({re.search(rb"<Message>.+</Message>", answer)[0] for answer in said}) == 1  # type: ignore[index]
 
 
 def test_a_table_is_decided_about_once_however_many_of_its_keys_are_deleted() -> None:
