@@ -46,6 +46,8 @@ _SECRET_PARAMETERS = frozenset(
     }
 )
 _UNPRINTABLE = re.compile(rb"[^!-~]")
+# What a terminal obeys, or takes for the end of a line. Of what a request brings none is ever logged raw.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 _SCRUBBED = (
     re.compile(
@@ -158,7 +160,11 @@ def _text_line(event: LogEvent) -> str | None:
         line = event["line"].replace("\n", "\n\t")
         return scrub(f"{moment} [{event['log_namespace']}#{level}] {line}\n")
     text = formatEventAsClassicLogText(event)
-    return None if text is None else scrub(text)
+    return None if text is None else scrub(_CONTROL.sub(_escaped, text))
+
+
+def _escaped(control: re.Match[str]) -> str:
+    return control.group().encode("unicode_escape").decode("ascii")
 
 
 @lru_cache(maxsize=4)

@@ -152,6 +152,13 @@ def test_no_text_of_a_client_takes_a_json_line_apart(table: str, target: str) ->
     assert (event["status"], event["request_id"], event["target"]) == (403, "R", target)
 
 
+def test_what_a_store_says_moves_no_cursor_and_begins_no_line() -> None:
+    out = io.StringIO()
+    log = Logger(observer=LogPublisher(observer(LogFormat.TEXT, out)))
+    log.warn("the store answered {told}", told="no\r2026-11-22 [fake] all is well\x1b[2J\x85\u2028\nb\u00e9")
+    assert out.getvalue().endswith(" no\\r2026-11-22 [fake] all is well\\x1b[2J\\x85\\u2028\n\tb\u00e9\n")
+
+
 @pytest.mark.parametrize("value", [SECRET, f"Bearer {SECRET}", [SECRET], {"x": (1, SECRET)}, SECRET.encode()])
 def test_a_field_that_is_named_as_a_secret_is_blanked_whatever_it_holds(value: object) -> None:
     out = io.StringIO()
