@@ -229,10 +229,11 @@ def _url(route: Route, s3: S3Request) -> bytes:
 
 
 def _target(s3: S3Request) -> bytes:
-    if b"+" in s3.raw_path:
-        # AWS takes it for a space, and would serve another object than was judged. SDKs encode it.
-        raise InvalidURI
     target = s3.raw_path + (b"?" + s3.raw_query if s3.raw_query else b"")
+    # AWS takes a plus for a space, and some servers a semicolon for the end of a name or of a parameter: they
+    # would answer another request than was judged. SDKs encode both.
+    if b"+" in s3.raw_path or b";" in target:
+        raise InvalidURI
     # Agent would refuse it by an error that is no answer.
     if not _PRINTABLE.fullmatch(target):
         raise InvalidURI
