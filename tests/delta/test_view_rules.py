@@ -38,7 +38,7 @@ def proxy(folder: pathlib.Path, parts: Parts | None = None, get_mode: GetMode = 
 def wrong(folder: pathlib.Path, parts: Parts | None, get_mode: GetMode, *, thorough: bool) -> Iterator[str]:
     """All that is wrong with what such a proxy gives."""
     for number, check in enumerate(
-        (_vectors, _nothing, _closed, _replaced, _overwritten, _foreign, _first, _ahead)
+        (_vectors, _nothing, _closed, _replaced, _overwritten, _foreign, _first, _ahead, _behind)
     ):
         yield from check(proxy(folder / str(number), parts, get_mode))
     made = proxy(folder / "crawled", parts, get_mode)
@@ -115,6 +115,17 @@ def _overwritten(made: MemoryProxy) -> Iterator[str]:
     made.agent.before = overwrite
     if made.get(key).headers.get("etag") == listed or made.get(key).status != 200:
         yield "a file has the ETag of another"
+
+
+def _behind(made: MemoryProxy) -> Iterator[str]:
+    """Nothing tells of hidden keys behind all that is shown of a group."""
+    made.store.put("t/p=red/b.parquet", b"hidden")
+    page = "/datalake?list-type=2&prefix=t/&delimiter=%3D&start-after=t/p%3D"
+    for start in ("green0", "red/b", "red/c"):
+        if b"<Prefix>t/p=</Prefix>" in made.request("GET", page + start).body:
+            yield f"a common prefix tells of hidden keys behind {start}"
+    if b"<Prefix>t/p=</Prefix>" not in made.request("GET", page + "green/b").body:
+        yield "a common prefix with something shown behind the start is not listed"
 
 
 def _foreign(made: MemoryProxy) -> Iterator[str]:
@@ -347,9 +358,13 @@ RULES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "listing: a common prefix with nothing below is not listed": (
         "resources.listing",
         (
-            "_comes_after(entry, after) and await self._shows_below(visibility, entry)",
+            "_comes_after(entry, after) and await self._shows_below(visibility, entry, after)",
             "_comes_after(entry, after)",
         ),
+    ),
+    "listing: a common prefix is shown only for what is visible behind the start": (
+        "resources.listing",
+        ("within = after if after is not None and after.startswith(group) else None", "within = None"),
     ),
     "listing: keys have the ETag that GET gives": (
         "delta.visibility",

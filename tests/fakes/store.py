@@ -98,7 +98,9 @@ class FakeStore(Resource):
         last, truncated = "", False
         for key in sorted(self.objects, key=str.encode):
             group = delimited(key, query.prefix, query.delimiter)
-            if not key.startswith(query.prefix) or (group or key).encode() <= query.after.encode():
+            # As S3: a group is there for any key of it behind the start, unless that is the group itself.
+            behind = key.encode() > query.after.encode() and group != query.after
+            if not key.startswith(query.prefix) or not behind:
                 continue
             if group is not None and group in prefixes:
                 continue
