@@ -415,7 +415,7 @@ def _parquet_header(content: LogContent) -> Header:
     for batch in _batches(content, wanted):
         for name in batch.schema.names:
             for value in batch.column(name).drop_null().to_pylist():
-                if all(field is None for field in value.values()):
+                if all(field in (None, []) for field in value.values()):
                     continue
                 line = orjson.dumps({name: _plain(value)})
                 for action in parse_line(line, content.name, 0):

@@ -95,7 +95,8 @@ def test_a_checkpoint_that_gives_a_column_two_values_is_not_understood() -> None
 
 def test_a_struct_that_is_there_but_empty_is_no_action(tmp_path: pathlib.Path) -> None:
     nothing: dict[str, Any] = {name: {"path": None} for name in ("add", "remove", "sidecar")}
-    nothing |= {"metaData": {"id": None}, "protocol": {"minReaderVersion": None}}
+    empty: dict[str, Any] = {"id": None, "partitionColumns": [], "configuration": {}}
+    nothing |= {"metaData": empty, "protocol": {"minReaderVersion": None, "readerFeatures": []}}
     rows: list[dict[str, Any]] = [{"protocol": support.PROTOCOL}]
     rows += [{"metaData": support.metadata()}, {"add": support.add("a", {})}]
     path = support.write_checkpoint(tmp_path / "c.parquet", [nothing | row for row in rows])
