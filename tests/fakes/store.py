@@ -98,7 +98,8 @@ class FakeStore(Resource):
         last, truncated = "", False
         for key in sorted(self.objects, key=str.encode):
             group = delimited(key, query.prefix, query.delimiter)
-            # As S3: a group is there for any key of it behind the start, unless that is the group itself.
+            # The start cuts off keys, not groups, unless it is a group. versitygw and moto skip the group
+            # that it lies in; this tells a client more.
             behind = key.encode() > query.after.encode() and group != query.after
             if not key.startswith(query.prefix) or not behind:
                 continue
