@@ -335,7 +335,8 @@ class _Collected:
     def drain(self) -> Iterator[pa.RecordBatch]:
         """What was collected, as rows."""
         for (kind, is_add), (paths, found) in self._files.items():
-            live = (is_add and not self._moment.history) or kind is FileKind.CDC
+            # VACUUM removes change data without a word in the log, so it is never known to exist.
+            live = is_add and not self._moment.history and kind is not FileKind.CDC
             yield make_rows(
                 pa.array(paths, pa.large_string()),
                 kind,

@@ -27,7 +27,7 @@ from .rows import NONE, ROW_SCHEMA, SLICE, Bytes, FileKind, Int32s, arrow, colum
 
 Bits = npt.NDArray[np.bool_]
 
-FORMAT: Final = "delta-proxy-index 2"
+FORMAT: Final = "delta-proxy-index 3"
 _FILE_SCHEMA: Final = pa.schema(
     [*(field for field in ROW_SCHEMA if field.name != "seq"), pa.field("compound", pa.uint8())]
 )

@@ -22,7 +22,7 @@ from delta_proxy.delta.visibility import (
 from delta_proxy.upstream.client import ListedObject
 from tests.helpers import result_of
 
-from .tables import NOW, PROTOCOL, Line, add, grant, index_of, metadata, remove
+from .tables import NOW, PROTOCOL, Line, add, cdc, grant, index_of, metadata, remove
 
 COMMIT = f"_delta_log/{0:020d}.json"
 HINT = "_delta_log/_last_checkpoint"
@@ -72,6 +72,16 @@ def test_an_unrestricted_principal_sees_every_path_that_has_a_get(granted: Grant
 def test_granted_data_is_listed_and_nothing_else(granted: GrantedPaths) -> None:
     shown = granted.served(listed("g/live", "g2/gone", "r/live", "stray"), NOTHING)
     assert shown == {"g/live": '"g/live"', "g2/gone": '"g2/gone"'}
+
+
+def test_only_the_store_can_tell_whether_change_data_still_exists(tmp_path: Path) -> None:
+    changes = [cdc("_change_data/g", p="green"), cdc("_change_data/r", p="red")]
+    index = index_of(tmp_path, [PROTOCOL, metadata("p"), add("a", p="green")], changes)
+    view = GrantedPaths(GrantMasks().of(index, grant({"p": "green"}), NOW), LOG)
+    assert view.below("_change_data/") is None
+    assert not view.surely_after("_change_data/a", "_change_data/")
+    assert view.next_after("_change_data/a", "_change_data/") == "_change_data/g"
+    assert view.served(listed("_change_data/g", "_change_data/r"), NOTHING).keys() == {"_change_data/g"}
 
 
 def test_names_beyond_ascii_are_listed_by_their_grants(tmp_path: Path) -> None:
