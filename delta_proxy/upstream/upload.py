@@ -88,10 +88,8 @@ class Outgoing:
 
     def abandon(self) -> None:
         """Reset the connection if the body has not come to its end, also where an answer came before."""
-        # Agent wraps the connection to count; an answered request can be ended in no other way.
-        connection = getattr(self._consumer, "_consumer", getattr(self._consumer, "transport", None))
-        if connection is not None and not self._done.called and not self._gone:
-            connection.abortConnection()
+        if not self._done.called and not self._gone:
+            reset(self._consumer)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:  # noqa: N802
         """The connection is there."""
@@ -154,14 +152,19 @@ class Exchange:
     async def _feed(self, source: Source, outgoing: Outgoing) -> None:
         await source(outgoing)
         await outgoing.end()
-        if not self._outcome.called:
-            error = TookTooLong(f"no answer within {self._patience} s")
-            self._timer = self._clock.callLater(self._patience, self._give_up, error)
+        self._expect_answer(self._patience)
 
     def _source_failed(self, failure: Failure) -> None:
-        # What made the store stop is told by its answer, or by the connection.
-        if not isinstance(failure.value, StoreGone):
+        if isinstance(failure.value, StoreGone):
+            # Its answer tells why, or the connection. Agent tells nothing of an answer that is no HTTP.
+            self._expect_answer(self._idle)
+        else:
             self._give_up(failure.value or StoreGone())
+
+    def _expect_answer(self, seconds: float) -> None:
+        if not self._outcome.called:
+            error = TookTooLong(f"no answer within {seconds} s")
+            self._timer = self._clock.callLater(seconds, self._give_up, error)
 
     def _give_up(self, error: BaseException) -> None:
         if not self._outcome.called:
@@ -184,6 +187,14 @@ def _behind(pieces: tuple[bytes, ...], sent: int) -> bytes:
             left.append(piece[sent:] if sent > 0 else piece)
         sent -= len(piece)
     return b"".join(left)
+
+
+def reset(consumer: IConsumer | None) -> None:
+    """Reset the connection that a body goes to; None is one that is not there yet."""
+    # Agent wraps the connection to count; an answered request can be ended in no other way.
+    connection = getattr(consumer, "_consumer", getattr(consumer, "transport", None))
+    if connection is not None:
+        connection.abortConnection()
 
 
 def whole(body: bytes) -> Source:

@@ -34,7 +34,20 @@ from delta_proxy.upstream.upload import Outgoing
 from delta_proxy.upstream.writer import Streamed, TableWriter, Write, Written
 
 from .conftest import MakeRig, MakeStore
-from .parts import BUCKET, CREDENTIALS, PREFIX, Call, Rig, answer, cuts, in_reactor, sends, silent, soon
+from .parts import (
+    BUCKET,
+    CREDENTIALS,
+    PREFIX,
+    Call,
+    Rig,
+    answer,
+    cuts,
+    in_reactor,
+    sends,
+    silent,
+    soon,
+    until,
+)
 
 BLOCK = b"x" * 65536
 BLOCKS = 64
@@ -169,6 +182,28 @@ async def test_an_answer_that_comes_before_the_end_is_the_answer(rig: Rig, make_
     with pytest.raises(PreconditionFailed):
         await TableWriter(rig.table(store.endpoint)).send(put(streamed(waits)))
     await store.lines[0].lost
+
+
+@in_reactor
+async def test_an_answer_that_is_none_ends_a_body_under_way(make_rig: MakeRig, make_store: MakeStore) -> None:
+    clock, gone = Clock(), list[bool]()
+    store = make_store(sends(b"none of HTTP's\r\n\r\n"))
+    writer = TableWriter(make_rig(clock=clock).table(store.endpoint))
+
+    async def goes_on(signing: ChunkSigning, outgoing: Outgoing) -> None:
+        await outgoing.write(BLOCK)
+        await store.call(1)
+        await store.lines[0].lost
+        gone.append(True)
+        await outgoing.write(BLOCK)
+
+    work = Deferred.fromCoroutine(writer.send(put(streamed(goes_on))))
+    await until(lambda: bool(gone))
+    clock.advance(Timeouts().idle + 1)
+    assert work.called
+    with pytest.raises(ServiceUnavailable):
+        await work
+    assert (writer.client.slots.in_flight, clock.getDelayedCalls()) == (0, [])
 
 
 @in_reactor
