@@ -38,6 +38,7 @@ from delta_proxy.s3.errors import ServiceUnavailable
 from delta_proxy.upstream.client import LOST
 from delta_proxy.upstream.relay import Silence, Span, UpstreamResponse, drop
 from delta_proxy.upstream.retry import Pacing, bounded
+from delta_proxy.upstream.upload import reset
 
 _REDIRECT, _DENIED, _NOT_MODIFIED = 307, 403, 304
 _REPEATABLE = frozenset({b"GET", b"HEAD"})
@@ -99,6 +100,8 @@ class Upload:
         if self._done is not None:
             self._done = None
             self._source.pause()
+            # The answer tells why, or the connection; nobody tells of an answer that is none of HTTP's.
+            self._expect()
 
     def received(self, data: bytes) -> None:
         """For the source: body bytes."""
@@ -117,9 +120,12 @@ class Upload:
         self._give_up = give_up
 
     def answered(self) -> None:
-        """The proxy has answered, or never will."""
+        """The proxy has answered, or never will: it gets nothing more of the body."""
         self._give_up = None
         self._relax()
+        if self._done is not None:
+            self._done = None
+            reset(self._consumer)
 
     def _expect(self) -> None:
         self._relax()

@@ -123,6 +123,40 @@ async def test_an_upload_that_is_refused_at_its_head_is_told_so() -> None:
 
 
 @in_reactor
+async def test_what_follows_an_answer_at_the_head_keeps_no_connection_to_the_proxy() -> None:
+    class Refusing(Taker):
+        def received(self, peer: Peer, data: bytes) -> None:
+            """Answer at the head, and read nothing more until told to."""
+            if not self.answered:
+                peer.wire.pauseProducing()
+            super().received(peer, data)
+
+    taker = Refusing(answer(b"<Error/>", status="405 Method Not Allowed"), at_once=True)
+    async with helper() as running:
+        fields = {"Content-Length": str(30 * len(BODY))}
+        outcome = await running.ask(request(f"{taker.url}/b", fields, method="PUT", body=30 * BODY))
+        assert (outcome.status, outcome.body) == (405, b"<Error/>")
+        (peer,) = taker.peers
+        peer.wire.resumeProducing()
+        await until(lambda: peer.lost.called)
+    await taker.close()
+
+
+@in_reactor
+async def test_an_answer_that_is_none_ends_an_upload_under_way() -> None:
+    taker = Taker(b"none of HTTP's\r\n\r\n", at_once=True)
+    clock = Clock()
+    async with helper(clock=clock) as running:
+        fields = {"Content-Length": str(len(BODY))}
+        asking = running.ask(request(f"{taker.url}/b", fields, method="PUT", body=BODY[:1000]))
+        peer = await taker.peer()
+        await until(lambda: peer.ended)
+        outcome = await outlasting(asking, clock)
+    assert outcome.status == 503
+    await taker.close()
+
+
+@in_reactor
 async def test_a_proxy_that_takes_nothing_stops_the_client_and_is_given_up() -> None:
     taker = Listener()
     sent: list[int] = []
