@@ -290,7 +290,11 @@ class UpstreamResponse:
         consumer = self._consumer
         sink = consumer.splice_sink() if isinstance(consumer, SpliceConsumer) and source.plain else None
         if sink is not None:
-            pump = Pump(splicing, source, sink, self.received)
+            try:
+                pump = Pump(splicing, source, sink, self.received)
+            except OSError:
+                # No descriptor is left, and the ordinary way needs none.
+                return
             body.transport = cast(ITransport, pump)
             pump.start()
 

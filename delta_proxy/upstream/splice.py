@@ -185,7 +185,7 @@ class _Watch:
 class Pump:
     """Moves the rest of a body from a connection to a sink. To the relay it is what the connection was.
 
-    `received` is told how many bytes have gone to the sink.
+    `received` is told how many bytes have gone to the sink. OSError when no descriptor is left.
     """
 
     def __init__(
@@ -203,7 +203,11 @@ class Pump:
         self._paused = False
         self._over = False
         self._from = _Watch(source.plain, self._run, self._cut)
-        self._to = _Watch(sink.socket, self._drain, self._sink_lost)
+        try:
+            self._to = _Watch(sink.socket, self._drain, self._sink_lost)
+        except OSError:
+            self._from.close()
+            raise
 
     def start(self) -> None:
         """Take the two sockets over."""

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import resource
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar, cast
@@ -295,6 +296,30 @@ async def test_without_a_free_pipe_the_rest_goes_the_ordinary_way(rig: Rig, make
         assert await deferToThread(received, proxy.connect()) == BODY
         await until(lambda: len(proxy.records) == 1)
         assert proxy.records[0].bytes_sent == len(BODY)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@in_reactor
+async def test_without_a_free_descriptor_the_rest_goes_the_ordinary_way(
+    rig: Rig, make_store: MakeStore, left: int
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def takes_descriptors(call: Call) -> None:
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, limits[1]))
+        call.send(answer(BODY))
+
+    store = make_store(takes_descriptors)
+    async with edge(rig, store.endpoint) as proxy:
+        reading = deferToThread(received, proxy.connect())
+        try:
+            await until(lambda: rig.notes.bytes == len(BODY))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert await reading == BODY
+        assert not proxy.spliced
 
 
 @in_reactor
