@@ -96,6 +96,8 @@ class Reload:
             await self._target.check_grants(config, frozenset(config.table_mapping) - _unmoved(old, config))
         except PolicyError as error:
             _log.error("a grant on a new table gives nothing: {error}", error=str(error))
+        except Refused as error:
+            _log.error("the grants on new tables were not checked: {error}", error=str(error))
 
 
 class Refused(Exception):

@@ -90,6 +90,28 @@ def test_a_table_that_moved_is_a_new_one(tmp_path: pathlib.Path) -> None:
     assert running.config.table_mapping["t"].prefix == "elsewhere"
 
 
+def test_a_wish_is_granted_although_nobody_could_check_the_new_tables_of_the_one_before(
+    tmp_path: pathlib.Path,
+) -> None:
+    both = {"t": "s3://lake/t", "u": "s3://lake/u"}
+    configs = [config(tmp_path, tableMapping=tables) for tables in (both, {"t": "s3://lake/t"})]
+    checking: Deferred[None] = Deferred()
+
+    class Unchecked(Running):
+        async def check_grants(self, config: Config, aliases: Collection[str]) -> None:
+            if "u" in aliases:
+                await checking
+                raise Refused("no worker could check the grants")
+
+    running = Unchecked(config(tmp_path))
+    reloading = Reload(lambda: configs.pop(0), maybeDeferred, running)
+    reloading.ask()
+    assert running.config.table_mapping.keys() == {"t", "u"}
+    reloading.ask()
+    checking.callback(None)
+    assert running.config.table_mapping.keys() == {"t"}
+
+
 def test_ports_and_limits_stay_as_they_are_until_a_restart(tmp_path: pathlib.Path) -> None:
     old = config(tmp_path)
     fresh = config(tmp_path, port=1, limits={"threads": 1}, getMode="proxy")
