@@ -39,6 +39,7 @@ _Pairs: TypeAlias = tuple[tuple[str | None, str | None], ...]
 
 BATCH_ROWS = 65_536
 _FLUSH_BYTES = 64 * 1024 * 1024
+_STEP_ROWS = 8_192
 _MAGIC = b"PAR1"
 # What pyarrow raises for files it cannot read; a key twice in a map of the metaData is a KeyError.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
@@ -165,8 +166,7 @@ def _write(
             version="2.6",
         ) as writer:
             writer.add_key_value_metadata(_footer_keys(file))
-            for batches in _grouped(_filtered(file, schema, judge, effort)):
-                table = pa.Table.from_batches(batches, schema)
+            for table in _grouped(_filtered(file, schema, judge, effort), schema):
                 rows += table.num_rows
                 adds += (
                     _present(table.column("add").combine_chunks(), "add").sum()
@@ -177,21 +177,41 @@ def _write(
     return RewrittenCheckpoint(rows, int(adds), 0)
 
 
-def _grouped(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """Batches gathered to row groups of about the size that was read, however few rows were granted."""
-    group: list[pa.RecordBatch] = []
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        group.append(batch)
-        if (
-            sum(part.num_rows for part in group) >= BATCH_ROWS
-            or sum(part.nbytes for part in group) > _FLUSH_BYTES
-        ):
-            yield group
-            group = []
+def _grouped(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Row groups, cut by nothing but the rows that are kept and each in one piece: where batches of the
+    source ended would tell how many rows were dropped in between.
+    """
+    group: list[pa.Table] = []
+    weight = 0
+    for rows in _evenly(batches, schema):
+        group.append(rows)
+        weight += sum(map(_weight, rows.columns))
+        if len(group) * _STEP_ROWS >= BATCH_ROWS or weight > _FLUSH_BYTES:
+            yield pa.concat_tables(group).combine_chunks()
+            group, weight = [], 0
     if group:
-        yield group
+        yield pa.concat_tables(group).combine_chunks()
+
+
+def _evenly(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of the batches, so many at a time whatever batch they came in."""
+    rest = schema.empty_table()
+    for batch in batches:
+        rest = pa.concat_tables([rest, pa.Table.from_batches([batch], schema)])
+        while rest.num_rows >= _STEP_ROWS:
+            yield rest.slice(0, _STEP_ROWS)
+            rest = rest.slice(_STEP_ROWS)
+    if rest.num_rows:
+        yield rest
+
+
+def _weight(column: pa.ChunkedArray) -> int:
+    """About how many bytes the values take: unlike `nbytes` the same however they came together."""
+    if pa.types.is_struct(column.type):
+        return sum(map(_weight, column.flatten()))
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return pc.sum(pc.binary_length(column)).as_py() or 0
+    return 8 * len(column)
 
 
 def _filtered(

@@ -47,7 +47,7 @@ from delta_proxy.delta.view_names import view_file
 from delta_proxy.s3.errors import NoSuchKey, NotModified, S3Error, ServiceUnavailable
 from delta_proxy.upstream.client import ListedObject, ObjectStat, SmallObject, TableClient
 
-REWRITER_VERSION: Final = 1
+REWRITER_VERSION: Final = 2
 """Part of every ETag and cache key: raise it with any change of what a rewrite writes."""
 
 _CHUNK: Final = 256 * 1024

@@ -324,6 +324,26 @@ def test_many_batches_make_few_row_groups(tmp_path: pathlib.Path) -> None:
     assert adds_of(view) == [str(number) for number in range(0, 140_000, 10)]
 
 
+def test_how_many_rows_were_dropped_does_not_show_in_the_layout(tmp_path: pathlib.Path) -> None:
+    adds = {
+        color: [{"add": add(f"{color}{n}", {"p": color}, stats=f"{n * 7919:x}")} for n in range(1000)]
+        for color in ("green", "red")
+    }
+    rows = [*HEAD, *adds["green"], *adds["red"]]
+    table = pq.read_table(write_checkpoint(tmp_path / "rows.parquet", rows))
+    head, green, red = table[:2], table[2:1002], table[1002:]
+
+    def view(*between: pa.Table) -> bytes:
+        source, target = tmp_path / "c.parquet", tmp_path / "view.parquet"
+        pq.write_table(pa.concat_tables([head, *[green, *between] * 70]), source, store_schema=False)
+        padding = checkpoints.rewrite(source, target, grant()).padding
+        body = target.read_bytes()
+        footer = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
+        return body[: footer - padding] + body[footer:]
+
+    assert view() == view(red[:7]) == view(red[:300], red) == view(red, red, red)
+
+
 def test_a_full_disk_is_no_fault_of_the_checkpoint(tmp_path: pathlib.Path) -> None:
     source = write_checkpoint(tmp_path / "c.parquet", [*HEAD, {"add": add("a", GREEN)}])
     with pytest.raises(OSError) as full:  # noqa: PT011 - the number tells
