@@ -5,6 +5,7 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from delta_proxy.logs import redact_target
 from delta_proxy.resources.files import AT_ONCE, Plan, send_bytes, send_file
 from delta_proxy.resources.server import REFUSED, EdgeRequest
 from delta_proxy.resources.services import Services
-from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error
+from delta_proxy.s3.errors import InternalError, MethodNotAllowed, NoSuchBucket, S3Error, ServiceUnavailable
 from delta_proxy.s3.operation import Operation
 from delta_proxy.s3.request import S3Request, split_key
 from delta_proxy.upstream.relay import BodyCut, ConsumerGone, UpstreamResponse
@@ -34,6 +35,8 @@ XML: Fields = (("content-type", "application/xml"),)
 
 # To ask a member of an Enum for its value is slow.
 _NAMES = {operation: operation.value for operation in Operation}
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _log = Logger()
 
@@ -108,10 +111,10 @@ class S3Resource(Resource):
             request.abort()
         except (CancelledError, ConsumerGone):
             return
-        except Exception:  # noqa: BLE001 - the last line of defence: whatever failed, the client gets S3's answer
-            _log.failure("answering {target} failed", target=redact_target(request.uri))
-            self._note_refusal(request, InternalError())
-            request.fail(InternalError())
+        except Exception as error:  # noqa: BLE001 - the last line of defence: whatever failed, the client gets S3's answer
+            refusal = _logged(error, redact_target(request.uri))
+            self._note_refusal(request, refusal)
+            request.fail(refusal)
         finally:
             if self._place is not None:
                 self._place.release()
@@ -201,6 +204,17 @@ def started(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None] | None:
     except StopIteration:
         return None
     return Deferred.fromCoroutine(_rest(work, waiting))
+
+
+def _logged(error: Exception, target: str) -> S3Error:
+    """What the client is told of an error that nothing foresaw. A full disk is no fault in the program: one
+    line says so, and the client may come back.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        _log.error("answering {target} failed: {error}", target=target, error=str(error))
+        return ServiceUnavailable()
+    _log.failure("answering {target} failed", target=target)
+    return InternalError()
 
 
 def _rest(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
+from typing import Any
 from xml.etree import ElementTree
 
 import orjson
 import pytest
+from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.logger import capturedLogs
 
 from delta_proxy.access.policy import NOTHING, Grant, Reason, parse_filters
 from delta_proxy.access.writing import Bar
@@ -73,3 +77,26 @@ def test_a_table_that_the_grant_does_not_fit_is_blamed_itself(tmp_path: pathlib.
 def told(answer: Answer) -> str | None:
     """The message of an error."""
     return ElementTree.fromstring(answer.body).findtext("Message")
+
+
+def test_a_full_disk_of_the_cache_is_a_line_in_the_log_and_the_client_may_come_back(
+    tmp_path: pathlib.Path,
+) -> None:
+    full = [True]
+
+    def pool(function: Any, *arguments: Any, **named: Any) -> Deferred[Any]:
+        if full:
+            return fail(OSError(errno.ENOSPC, "no room"))
+        return maybeDeferred(function, *arguments, **named)
+
+    proxy = MemoryProxy(tmp_path / "cache", {"t": parse_filters([{"p": "a"}])}, pool=pool)
+    commit = "t/_delta_log/00000000000000000000.json"
+    proxy.store.put(commit, b"\n".join(map(orjson.dumps, [PROTOCOL, metadata("p"), add("x", p="a")])))
+    with capturedLogs() as said:
+        answer = proxy.get(commit)
+    assert (answer.status, b"<Code>ServiceUnavailable</Code>" in answer.body) == (503, True)
+    assert not any("log_failure" in event for event in said)
+    assert any("no room" in str(event.get("error")) for event in said)
+    full.clear()
+    proxy.clock.advance(60)
+    assert proxy.get(commit).status == 200
