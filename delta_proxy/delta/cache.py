@@ -558,5 +558,10 @@ class _Scratch:
         self._path = await self._defer_to_pool(make)
         return Path(self._path)
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._defer_to_pool(partial(shutil.rmtree, self._path, ignore_errors=True))
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        remove = partial(shutil.rmtree, self._path, ignore_errors=True)
+        if kind is GeneratorExit:
+            # The process ends in the middle of it: nothing can be waited for any more.
+            remove()
+        else:
+            await self._defer_to_pool(remove)

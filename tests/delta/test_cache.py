@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 
 from bench.tables import FolderLog, FolderPage, write_checkpoint, write_commit
 from delta_proxy.delta.actions import LogError
-from delta_proxy.delta.cache import MetadataCache, UnknownTable
+from delta_proxy.delta.cache import MetadataCache, UnknownTable, _Scratch
 from delta_proxy.delta.index import TableIndex
 from delta_proxy.delta.log import NotATable
 from delta_proxy.delta.source import TableSource
@@ -426,3 +426,22 @@ def test_nothing_is_left_in_the_cache_directory_but_the_index_and_its_lock(bench
     bench.commit(1, remove("x", p="a"))
     bench.refreshed()
     assert {file.suffix or file.name for file in bench.directory.iterdir()} == {".arrow", "locks"}
+
+
+def test_work_that_the_end_of_the_process_breaks_off_ends_without_a_word_and_leaves_no_files(
+    bench: Bench,
+) -> None:
+    answers = [True]
+
+    def pool(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return maybeDeferred(function, *arguments) if answers else Deferred()
+
+    async def fetch() -> None:
+        async with _Scratch(pool, bench.directory):
+            await Deferred()
+
+    work = fetch().__await__()
+    next(work)
+    answers.clear()
+    work.close()
+    assert not list(bench.directory.glob("fetched-*"))
