@@ -283,7 +283,7 @@ def _key(ask: Ask, key: str, path: str, listed: tuple[int, str] | None, thorough
         answers[value] = ask("GET", target, {"Range": value})
     for name, value in _CONDITIONS if thorough else ():
         answers[name + value] = ask("GET", target, {name: value})
-    for query in ("partNumber=1", "response-content-type=text/plain") if thorough else ():
+    for query in ("partNumber=1", "partNumber=2", "response-content-type=text/plain") if thorough else ():
         answers[query] = ask("GET", f"{target}?{query}", {})
     for what, answer in answers.items():
         yield from (f"{path}: {what}: {where}" for where in _marks(answer, key))

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from delta_proxy.s3.conditions import check
-from delta_proxy.s3.errors import InvalidArgument, InvalidRequest
+from delta_proxy.s3.errors import InvalidArgument, InvalidPartNumber, InvalidRequest
 from delta_proxy.s3.headers import Headers
 from delta_proxy.s3.ranges import ByteRange, parse_range
 from delta_proxy.upstream.relay import BodyCut, ConsumerGone
@@ -74,8 +74,8 @@ def plan(
     parts. If-Range is kept as RFC 9110 section 13.1.5 says: S3 heeds it, though its reference is silent.
 
     Raises PreconditionFailed, NotModified, InvalidRange (conditions come before ranges), InvalidRequest for
-    a range together with a part number, InvalidArgument for an override that is no header value, and
-    ValueError when `last_modified` is no date.
+    a range together with a part number, InvalidPartNumber for a part beyond the first, InvalidArgument for
+    an override that is no header value, and ValueError when `last_modified` is no date.
     """
     fields = {
         "accept-ranges": "bytes",
@@ -104,6 +104,9 @@ def _span(
     if part_number is not None:
         if wanted is not None:
             raise InvalidRequest("Cannot specify both Range header and partNumber query parameter")
+        if part_number > 1:
+            requested = {"ActualPartCount": "1", "PartNumberRequested": str(part_number)}
+            raise InvalidPartNumber(fields=requested)
         # There is no way to write the range of an empty object.
         return ByteRange(0, size - 1) if size else None
     if_range = headers.get("if-range")

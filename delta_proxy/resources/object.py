@@ -129,6 +129,7 @@ class ObjectResource(S3Resource):
 
     def _stored(self, viewed: ViewedFile) -> Stored:
         """The local copy, answered as S3 would: range, conditions and overrides are held against the view."""
+        part = self.s3.param("partNumber")
         try:
             planned = plan(
                 self.s3.headers,
@@ -136,7 +137,7 @@ class ObjectResource(S3Resource):
                 etag=viewed.etag,
                 last_modified=viewed.last_modified,
                 overrides=self.s3.query,
-                part_number=1 if self.s3.param("partNumber") else None,
+                part_number=int(part) if part else None,
             )
         except BaseException:
             self.services.close(viewed.content)

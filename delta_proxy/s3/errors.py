@@ -132,6 +132,13 @@ class InvalidPart(S3Error):
     )
 
 
+class InvalidPartNumber(S3Error):
+    """A read of a part that the object does not have."""
+
+    status = 416
+    default_message = "The requested partnumber is not satisfiable"
+
+
 class InvalidPartOrder(S3Error):
     """Parts of CompleteMultipartUpload out of order."""
 

@@ -7,6 +7,7 @@ pages of the Amazon S3 API reference. A parameter that is not known for an opera
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import Enum, auto
 
@@ -47,6 +48,9 @@ class Operation(Enum):
         """Whether it belongs to the writing side: the whole multipart family does, its listings included."""
         return self in _WRITES
 
+
+# In one spelling only, so that no store reads another number than the proxy.
+_PART_NUMBER = re.compile("[1-9][0-9]{0,3}|10000")
 
 _WRITES = frozenset(
     {
@@ -224,7 +228,10 @@ def _check_values(operation: Operation, query: tuple[tuple[str, str], ...]) -> N
             raise InvalidArgument("uploadId must not be empty.", fields={"ArgumentName": "uploadId"})
         if (
             name == "partNumber"
-            and value != "1"
             and operation in {Operation.GET_OBJECT, Operation.HEAD_OBJECT}
+            and not _PART_NUMBER.fullmatch(value)
         ):
-            raise NotImplementedByProxy(fields={"Parameter": "partNumber"})
+            raise InvalidArgument(
+                "Part number must be an integer between 1 and 10000, inclusive",
+                fields={"ArgumentName": "partNumber", "ArgumentValue": value},
+            )

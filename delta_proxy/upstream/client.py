@@ -33,6 +33,7 @@ from delta_proxy.s3 import sigv4, xml
 from delta_proxy.s3.errors import (
     AccessDenied,
     InternalError,
+    InvalidPartNumber,
     InvalidRange,
     InvalidRequest,
     NoSuchKey,
@@ -275,9 +276,9 @@ class TableClient:
     """One table in its store, read with one set of credentials. Every method takes paths relative to the
     table root.
 
-    Errors are S3Error: NoSuchKey, PreconditionFailed, NotModified, InvalidRange as the store has them,
-    AccessDenied when it refuses the proxy, SlowDown when too many requests are in flight,
-    ServiceUnavailable when it does not answer.
+    Errors are S3Error: NoSuchKey, PreconditionFailed, NotModified, InvalidRange and InvalidPartNumber as
+    the store has them, AccessDenied when it refuses the proxy, SlowDown when too many requests are in
+    flight, ServiceUnavailable when it does not answer.
     """
 
     def __init__(
@@ -420,7 +421,9 @@ class TableClient:
     async def _reopen(self, request: StoreRequest, span: Span) -> IResponse:
         kept = tuple((name, value) for name, value in request.headers if name not in _CONDITIONS)
         wanted = (("range", f"bytes={span.first}-{span.last}"), ("if-match", span.etag))
-        return await self._exchange(attrs.evolve(request, headers=(*kept, *wanted)))
+        # No store takes a range of a part, and the span is one of the whole object.
+        query = tuple(pair for pair in request.query if pair[0] != "partNumber")
+        return await self._exchange(attrs.evolve(request, headers=(*kept, *wanted), query=query))
 
     async def _body(self, response: UpstreamResponse, limit: int) -> bytes:
         spool = MemorySpool(limit)
@@ -547,7 +550,7 @@ class TableClient:
         region = answer.headers.get("x-amz-bucket-region") or region
         log_refusal(answer.status, self.location.uri, request, code, message)
         return Refusal(
-            error_for(answer.status, answer.headers),
+            error_for(answer.status, answer.headers, code),
             retryable=answer.status in RETRYABLE_STATUSES,
             signed=signed,
             status=answer.status,
@@ -627,11 +630,13 @@ def told_error(body: bytes) -> tuple[str, str, str | None]:
     return error.code, error.message, fields.get("Region")
 
 
-def error_for(status: int, headers: Headers) -> S3Error:
-    """What the client is told when the store answers with this status."""
+def error_for(status: int, headers: Headers, code: str = "") -> S3Error:
+    """What the client is told when the store answers with this status, and this code if it told one."""
     if status == 304:
         kept = tuple((name, value) for name, value in headers.items if name in _NOT_MODIFIED_HEADERS)
         return NotModified(headers=kept)
+    if status == 416 and code == InvalidPartNumber.__name__:
+        return InvalidPartNumber()
     if status == 416:
         return InvalidRange(headers=tuple(("content-range", v) for v in headers.all("content-range")))
     if status == 403:

@@ -23,6 +23,7 @@ from delta_proxy.delta.disk_cache import OpenFile, open_file
 from delta_proxy.resources.files import Plan, plan, send_bytes, send_file
 from delta_proxy.s3.errors import (
     InvalidArgument,
+    InvalidPartNumber,
     InvalidRange,
     InvalidRequest,
     NotModified,
@@ -129,6 +130,14 @@ def test_the_only_part_is_the_whole_object_as_a_range() -> None:
 def test_the_only_part_of_an_empty_object_has_no_range() -> None:
     answer = planned(part_number=1, size=0)
     assert (answer.status, answer.length, field(answer, "content-range")) == (200, 0, None)
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_part_beyond_the_only_one_is_416(size: int) -> None:
+    with pytest.raises(InvalidPartNumber) as refused:
+        planned(part_number=2, size=size)
+    assert refused.value.status == 416
+    assert dict(refused.value.fields) == {"ActualPartCount": "1", "PartNumberRequested": "2"}
 
 
 def test_a_range_of_a_part_is_refused() -> None:

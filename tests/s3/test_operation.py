@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.parse
+
 import pytest
 
 from delta_proxy.s3.errors import InvalidArgument, MethodNotAllowed, NotImplementedByProxy
@@ -37,6 +39,8 @@ def operation(method: str, target: str, headers: Headers | None = None) -> Opera
         ("GET", "/b/k?response-content-type=a&response-expires=b", Operation.GET_OBJECT),
         ("GET", "/b/k?X-Amz-Signature=a&X-Amz-Date=b&x-amz-checksum-mode=c", Operation.GET_OBJECT),
         ("HEAD", "/b/k?partNumber=1", Operation.HEAD_OBJECT),
+        ("GET", "/b/k?partNumber=2", Operation.GET_OBJECT),
+        ("HEAD", "/b/k?partNumber=10000", Operation.HEAD_OBJECT),
         ("PUT", "/b/k?x-id=PutObject", Operation.PUT_OBJECT),
         ("PUT", "/b/k?partNumber=2&uploadId=a", Operation.UPLOAD_PART),
         ("POST", "/b/k?uploads", Operation.CREATE_MULTIPART_UPLOAD),
@@ -114,8 +118,6 @@ def test_an_unknown_sub_resource_is_never_answered_as_another_operation(method: 
         ("DELETE", "/b"),
         ("POST", "/b"),
         ("POST", "/b/k"),
-        ("GET", "/b/k?partNumber=2"),
-        ("HEAD", "/b/k?partNumber=01"),
         ("PUT", "/b/k?partNumber=1"),
         ("GET", "/b/k?prefix=a"),
         ("GET", "/b?location&acl"),
@@ -140,6 +142,13 @@ def test_the_refused_parameter_is_named() -> None:
 def test_there_is_one_list_type(list_type: str) -> None:
     with pytest.raises(InvalidArgument):
         operation("GET", f"/b?list-type={list_type}")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("number", ["", "0", "01", "+1", "-1", "1.0", "10001", "1 ", "\uff11", "a"])
+def test_a_part_that_is_read_has_a_number_of_one_spelling(method: str, number: str) -> None:
+    with pytest.raises(InvalidArgument, match="between 1 and 10000"):
+        operation(method, f"/b/k?partNumber={urllib.parse.quote(number)}")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

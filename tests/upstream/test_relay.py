@@ -87,6 +87,21 @@ async def test_a_cut_part_is_resumed_within_the_range_that_was_asked(rig: Rig, m
     assert store.calls[1].header("range") == "bytes=150-299"
 
 
+@in_reactor
+async def test_a_cut_part_of_an_upload_is_resumed_by_its_range_alone(rig: Rig, make_store: MakeStore) -> None:
+    store = make_store(cuts(part(BODY, 100, last=299)[:-150]), sends(part(BODY, 150, last=299)))
+    query = (("partNumber", "2"), ("response-content-type", "a/b"))
+    response = await rig.table(store.endpoint).open("GET", "x", query=query)
+    consumer = Collector()
+    await response.send_body(consumer)
+
+    assert consumer.body == BODY[100:300]
+    assert b"partNumber=2" in store.calls[0].target
+    assert b"partNumber" not in store.calls[1].target
+    assert b"response-content-type=a%2Fb" in store.calls[1].target
+    assert store.calls[1].header("range") == "bytes=150-299"
+
+
 @pytest.mark.parametrize(
     "resumed",
     [
