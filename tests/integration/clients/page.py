@@ -19,8 +19,9 @@ directly and through the proxy, in both values of `getMode`, and writes this pag
 
 In the lines to paste, `endpoint` is the proxy (`http://localhost:18080`), `bucket` the virtual bucket
 (`datalake`), `access_key` and `secret_key` a user's, `region` is `us-east-1` or that of `storage`, `style` is
-`path`, `token` is for sessions (else nothing), `key` is an alias and a path. They are the very lines that the
-tests run. With `tls` the endpoint is `https://`, see [operating](operating.md#tls).
+`path`, `token` is for sessions (else nothing), `key` is an alias and a path, `url` is presigned by Signature
+Version 4 (boto3: `Config(signature_version="s3v4")`). They are the very lines that the tests run.
+With `tls` the endpoint is `https://`, see [operating](operating.md#tls).
 
 - open: HEAD; list: over several pages; whole: 700 bytes and 24 MiB; ranges: also by the parallel parts of a
   download manager; rows: of a Parquet file or a table; hard names: blanks, letters beyond ASCII and
